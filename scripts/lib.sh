@@ -1,0 +1,26 @@
+# Shared by the scripts in this folder; sourced, never run.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${FERRY_VENV:-$root/.venv}
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+# die MESSAGE [HINT]: one line that names the thing and the cause, then the remedy in brackets.
+die() {
+  printf 'setup: error: %s\n' "$1" >&2
+  [ $# -lt 2 ] || printf '  (%s)\n' "$2" >&2
+  exit 1
+}
+
+# version_ge A B: true if the dotted version A is B or newer.
+version_ge() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# need_space DIR MIB WHAT: refuse early instead of failing half-way.
+need_space() {
+  local dir=$1 free
+  while [ ! -d "$dir" ]; do dir=$(dirname "$dir"); done
+  free=$(df -Pm "$dir" | awk 'NR == 2 {print $4}')
+  [ "$free" -ge "$2" ] || die "no space in $dir for $3: $free MiB free, $2 MiB needed" "free some space there and run this again"
+}
+
+os_release() { . /etc/os-release 2>/dev/null && printf '%s %s' "${ID:-unknown}" "${ID_LIKE:-}"; }
