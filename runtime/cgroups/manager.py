@@ -1,0 +1,238 @@
+"""The cgroups of one container: made, joined, limited, frozen, listed and removed, whatever trees the host has.
+
+A container has one directory in every tree (v1 controllers, named trees, and the v2 tree, also where that has no
+controllers), all under the same relative path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import signal
+import time
+from pathlib import Path
+
+from runtime.cgroups import devices, resources
+from runtime.cgroups.layout import Hierarchy, Layout, detect
+from runtime.errors import ContainerError, KernelError
+from runtime.linux import bpf
+from runtime.linux.procfs import read_mountinfo
+from runtime.spec.config import DeviceRule, Resources
+
+_FREEZE_TIMEOUT_S = 10.0
+_REMOVE_TIMEOUT_S = 5.0
+
+
+def host_layout() -> Layout:
+    """Read how this host's trees are mounted. Raises: ContainerError."""
+    return detect(read_mountinfo(), Path("/proc/self/cgroup").read_text())
+
+
+def container_paths(layout: Layout, cgroups_path: str | None, container_id: str) -> dict[str, str]:
+    """Decide the directory of a container in every tree: key of the tree -> path. Pure.
+
+    An absolute cgroupsPath is below the tree's root; a relative one, or none, is below the caller's own cgroup on
+    v1, and beside it on v2, where a cgroup with processes cannot have children with controllers.
+    """
+    wanted = cgroups_path or container_id
+    paths = {}
+    for h in layout.hierarchies:
+        relative = posixpath.normpath("/" + wanted.lstrip("/"))
+        if not wanted.startswith("/"):
+            parent = h.own_path
+            if layout.mode == "v2" and parent != "/":
+                parent = posixpath.dirname(parent)
+            relative = parent.rstrip("/") + relative
+        paths[h.key] = h.mount_point + relative
+    return paths
+
+
+class Manager:
+    """Acts on the directories that `container_paths` decided."""
+
+    def __init__(self, layout: Layout, paths: dict[str, str]) -> None:
+        self.layout, self.paths = layout, paths
+
+    def _trees(self) -> list[tuple[Hierarchy, Path]]:
+        return [(h, Path(self.paths[h.key])) for h in self.layout.hierarchies if h.key in self.paths]
+
+    def _directory(self, controller: str) -> Path | None:
+        """Return the container's directory in the tree that carries a controller."""
+        h = self.layout.of(controller)
+        return Path(self.paths[h.key]) if h and h.key in self.paths else None
+
+    @property
+    def freezer_path(self) -> str | None:
+        """The directory that freezes the container: v1's freezer, else v2's."""
+        directory = self._directory("freezer") or self._directory("")
+        return str(directory) if directory else None
+
+    def occupied(self) -> bool:
+        """Say whether any of the directories holds processes already."""
+        return bool(self.pids())
+
+    def create(self) -> None:
+        """Make the directories. Idempotent. Raises: KernelError; what was made stays for `remove`."""
+        for h, directory in self._trees():
+            try:
+                directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+                if "cpuset" in h.controllers:
+                    self._fill_cpuset(Path(h.mount_point), directory)
+                if h.key == "" and self.layout.mode == "v2":
+                    self._enable_controllers(Path(h.mount_point), directory)
+            except OSError as e:
+                raise KernelError(f"cannot make cgroup {directory}", e.errno or errno.EIO) from e
+
+    @staticmethod
+    def _fill_cpuset(top: Path, directory: Path) -> None:
+        """Give every level its parent's processors and nodes: an empty cpuset takes no process."""
+        levels = [directory, *directory.parents]
+        for level in reversed(levels[: levels.index(top)]):
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                if not (level / file).read_text().strip():
+                    (level / file).write_text((level.parent / file).read_text())
+
+    @staticmethod
+    def _enable_controllers(top: Path, directory: Path) -> None:
+        """Pass the wanted controllers down to `directory`; one that cannot be is missed when a limit needs it."""
+        levels = [directory, *directory.parents]
+        for level in reversed(levels[1 : levels.index(top) + 1]):
+            have = (level / "cgroup.controllers").read_text().split()
+            for controller in {"cpu", "cpuset", "io", "memory", "pids"} & set(have):
+                with contextlib.suppress(OSError):
+                    (level / "cgroup.subtree_control").write_text(f"+{controller}")
+
+    def apply(self, pid: int) -> None:
+        """Move a process into the container's cgroups. Raises: KernelError."""
+        for _, directory in self._trees():
+            try:
+                (directory / "cgroup.procs").write_text(str(pid))
+            except OSError as e:
+                raise KernelError(f"cannot move process {pid} into cgroup {directory}", e.errno or errno.EIO) from e
+
+    def set(self, r: Resources, default_rules: tuple[DeviceRule, ...] = ()) -> None:
+        """Write limits. Raises: ContainerError naming the JSON pointer; what was written stays written."""
+        for write in resources.v2_writes(r) if self.layout.mode == "v2" else resources.v1_writes(r):
+            self._write(write)
+        if r.devices:
+            rules = (*r.devices, *default_rules)
+            if directory := self._directory("devices"):
+                for write in resources.v1_device_writes(devices.v1_rules(rules)):
+                    self._write(write)
+            elif (directory := self._directory("")) is not None:
+                try:
+                    bpf.attach_device_program(str(directory), devices.v2_program(rules))
+                except OSError as e:
+                    raise KernelError(f"/linux/resources/devices: cannot attach to {directory}", e.errno or 0) from e
+
+    def _write(self, write: resources.Write) -> None:
+        directory = self._directory(write.controller)
+        if directory is None:
+            raise ContainerError(f"{write.why}: this host has no {write.controller} controller")
+        try:
+            (directory / write.file).write_text(write.value)
+        except FileNotFoundError as e:
+            raise ContainerError(
+                f"{write.why}: {directory / write.file} does not exist", hint="the kernel or this cgroup lacks the controller"
+            ) from e
+        except OSError as e:
+            raise KernelError(f"{write.why}: cannot write {write.value!r} to {directory / write.file}", e.errno or 0) from e
+
+    def freeze(self) -> None:
+        """Stop every process of the container; return when all are stopped.
+
+        Raises: ContainerError when they are not within 10 s; then the container is thawed again.
+        """
+        self._freezer("FROZEN", "1")
+
+    def thaw(self) -> None:
+        """Let the container's processes run. Idempotent. Raises: ContainerError."""
+        self._freezer("THAWED", "0")
+
+    def _freezer(self, v1: str, v2: str) -> None:
+        if self.freezer_path is None:
+            raise ContainerError("this host has no freezer: neither cgroup v1's nor cgroup v2's")
+        directory = Path(self.freezer_path)
+        file, value = ("freezer.state", v1) if (directory / "freezer.state").exists() else ("cgroup.freeze", v2)
+        deadline = time.monotonic() + _FREEZE_TIMEOUT_S
+        try:
+            while True:
+                (directory / file).write_text(value)
+                if self.frozen() == (v2 == "1"):
+                    return
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.001)
+            if v2 == "1":
+                (directory / file).write_text("THAWED" if file == "freezer.state" else "0")
+        except OSError as e:
+            raise KernelError(f"cannot write {value} to {directory / file}", e.errno or errno.EIO) from e
+        raise ContainerError(
+            f"cgroup {directory} is not {v1.lower()} after {_FREEZE_TIMEOUT_S:.0f} s",
+            hint="a process in uninterruptible sleep (state D) cannot be frozen: see ps",
+        )
+
+    def frozen(self) -> bool:
+        """Say whether all processes are stopped by the freezer."""
+        if self.freezer_path is None:
+            return False
+        directory = Path(self.freezer_path)
+        with contextlib.suppress(FileNotFoundError):
+            return (directory / "freezer.state").read_text().strip() == "FROZEN"
+        with contextlib.suppress(FileNotFoundError):
+            return "frozen 1" in (directory / "cgroup.events").read_text()
+        return False
+
+    def pids(self) -> list[int]:
+        """Return the processes in the container's cgroups and in those below them."""
+        found: set[int] = set()
+        for _, directory in self._trees():
+            for base, _, files in os.walk(directory):
+                if "cgroup.procs" in files:
+                    with contextlib.suppress(OSError):
+                        found.update(int(p) for p in Path(base, "cgroup.procs").read_text().split())
+            if found:
+                break
+        return sorted(found)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every process. SIGKILL reaches also those that are being forked meanwhile."""
+        v2 = self._directory("")
+        if number == signal.SIGKILL and v2 is not None and (v2 / "cgroup.kill").exists():
+            (v2 / "cgroup.kill").write_text("1")
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def remove(self) -> None:
+        """Remove the directories and all below them. Idempotent.
+
+        Raises: KernelError when processes keep one busy for more than 5 s.
+        """
+        deadline = time.monotonic() + _REMOVE_TIMEOUT_S
+        for h, directory in self._trees():
+            if str(directory) == h.mount_point:
+                continue
+            delay = 0.001
+            while directory.exists():
+                error = _remove_tree(directory)
+                if error is None:
+                    break
+                if time.monotonic() > deadline:
+                    raise KernelError(f"cannot remove cgroup {directory}", error)
+                time.sleep(delay)
+                delay = min(delay * 2, 0.1)
+
+
+def _remove_tree(directory: Path) -> int | None:
+    """Remove a cgroup and its children; return an errno while one of them is busy."""
+    for base, _, _ in os.walk(directory, topdown=False):
+        try:
+            os.rmdir(base)
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            return e.errno
+    return None

@@ -1,0 +1,59 @@
+"""Processes: prctl(2), pidfds, and the closing of what was inherited."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from runtime.linux import const
+from runtime.linux.libc import check, clone, libc, syscall
+
+__all__ = ["clone", "close_from", "die_with_parent", "new_session_keyring", "no_new_privs", "pidfd_open", "pidfd_send_signal", "prctl", "reset_signals"]
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """Control this process, as prctl(2). Raises: OSError."""
+    return check(libc.prctl(option, arg2, arg3, arg4, arg5), "prctl")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends. Source: PR_SET_PDEATHSIG."""
+    prctl(const.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def no_new_privs() -> None:
+    """Give up gaining privileges by execve, for good. Source: PR_SET_NO_NEW_PRIVS."""
+    prctl(const.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def pidfd_open(pid: int) -> int:
+    """Return a file descriptor that means this very process, not a later one of its number. Raises: OSError."""
+    return syscall("pidfd_open", pid, 0)
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """Send a signal to the process that `pidfd` means. Raises: OSError (ESRCH when it has ended)."""
+    syscall("pidfd_send_signal", pidfd, number, None, 0)
+
+
+def new_session_keyring(name: str) -> None:
+    """Join a new session keyring, so that the container does not see its caller's keys.
+
+    Raises: OSError; ENOSYS and EPERM mean a kernel or a filter without keyrings. Source: keyctl(2).
+    """
+    join_session_keyring = 1
+    syscall("keyctl", join_session_keyring, os.fsencode(name))
+
+
+def close_from(first: int) -> None:
+    """Mark every descriptor from `first` on close-on-exec. Source: close_range(2)."""
+    close_range_cloexec = 4
+    syscall("close_range", first, 0xFFFFFFFF, close_range_cloexec)
+
+
+def reset_signals() -> None:
+    """Give every signal its default action and unblock all: execve passes on what Python ignores (SIGPIPE, SIGXFSZ)."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

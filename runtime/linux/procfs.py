@@ -1,0 +1,81 @@
+"""What the files below /proc say. Pure: text in, values out; the readers at the end open the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of /proc/PID/mountinfo. Source: proc(5)."""
+
+    mount_id: int
+    parent_id: int
+    root: str
+    mount_point: str
+    options: str
+    optional: tuple[str, ...]
+    fstype: str
+    source: str
+    super_options: str
+
+
+def _unescape(text: str) -> str:
+    return text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """Parse the text of a mountinfo file."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        f, g = left.split(" "), right.split(" ")
+        mounts.append(
+            Mount(int(f[0]), int(f[1]), _unescape(f[3]), _unescape(f[4]), f[5], tuple(f[6:]), g[0], _unescape(g[1]), g[2])
+        )
+    return mounts
+
+
+def parse_cgroup(text: str) -> dict[str, str]:
+    """Parse /proc/PID/cgroup: controller (or `name=x`, or "" for v2) -> path. Source: cgroups(7)."""
+    paths: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            paths[controller] = path
+    return paths
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The fields of /proc/PID/stat that identify a process and say whether it lives. Units: clock ticks since boot."""
+
+    pid: int
+    state: str
+    ppid: int
+    start_time: int
+
+
+def parse_stat(text: str) -> Stat:
+    """Parse /proc/PID/stat; the command's name may hold anything, so fields count from the last `)`."""
+    fields = text[text.rindex(")") + 2 :].split()
+    return Stat(int(text.split(" ", 1)[0]), fields[0], int(fields[1]), int(fields[19]))
+
+
+def read_stat(pid: int) -> Stat | None:
+    """Return the process's Stat, or None when there is no such process."""
+    try:
+        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def read_mountinfo(pid: int | str = "self") -> list[Mount]:
+    """Return the mounts that a process sees. Raises: OSError."""
+    return parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_text())
+
+
+def read_cgroup(pid: int | str = "self") -> dict[str, str]:
+    """Return a process's cgroup paths. Raises: OSError."""
+    return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text())

@@ -1,0 +1,112 @@
+"""Make a container's first process: the parent's side of the handshake."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from runtime.errors import ContainerError, KernelError
+from runtime.files import forget_locks
+from runtime.linux.const import CLONE_NEWCGROUP, CLONE_NEWPID, NAMESPACES
+from runtime.linux.namespace import setns
+from runtime.linux.process import clone
+from runtime.process import init
+from runtime.process.handshake import Channel
+from runtime.process.identity import limit
+from runtime.spec.config import Namespace, Spec
+
+
+def namespace_flags(spec: Spec) -> int:
+    """Return the clone flags of the namespaces that are to be new. The cgroup one is made later, by unshare: its
+    root is where its maker is, which must be the container's cgroup by then.
+    """
+    flags = 0
+    for n in spec.linux.namespaces:
+        if not n.path and n.type != "cgroup":
+            flags |= NAMESPACES[n.type][0]
+    return flags
+
+
+def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[tuple[int, int], ...]:
+    """Open the namespaces that are joined by path, in the order in which they must be joined. Raises: KernelError."""
+    opened = []
+    for kind, (flag, _) in NAMESPACES.items():
+        for n in namespaces:
+            if n.type == kind and n.path:
+                try:
+                    opened.append((os.open(n.path, os.O_RDONLY | os.O_CLOEXEC), flag))
+                except OSError as e:
+                    raise KernelError(f"/linux/namespaces: cannot open {n.type} namespace {n.path}", e.errno or 0) from e
+    return tuple(opened)
+
+
+def spawn(
+    orders: init.InitOrders,
+    listener: socket.socket,
+    on_pid: Callable[[int], None],
+    on_hooks: Callable[[], None],
+    on_console: Callable[[int], None],
+) -> int:
+    """Clone the first process and lead it to where it waits for `start`; return its pid.
+
+    `on_pid` records it and puts it into its cgroups; `on_hooks` runs the hooks that belong before pivot_root;
+    `on_console` takes the master of its terminal.
+
+    Raises: ContainerError; then the process is dead and reaped.
+    """
+    ours, theirs = Channel.pair()
+    flags = namespace_flags(orders.spec)
+    for fd, flag in orders.join:
+        if flag == CLONE_NEWPID:
+            setns(fd, CLONE_NEWPID)  # takes effect for children
+    gc.freeze()  # what the child inherits is not its garbage to look through
+    pid = clone(flags & ~CLONE_NEWCGROUP)
+    if pid == 0:
+        forget_locks()
+        ours.close()
+        init.main(orders, theirs, listener)
+    theirs.close()
+    try:
+        on_pid(pid)
+        limit(pid, orders.process)
+        ours.send({"go": True})
+        _lead(ours, on_hooks, on_console)
+        return pid
+    except BaseException as e:
+        status = _kill(pid)
+        if isinstance(e, ContainerError) and "handshake" in e.message:
+            raise ContainerError(f"the container's first process ended early, with status {status}") from e
+        raise
+    finally:
+        ours.close()
+
+
+def _lead(channel: Channel, on_hooks: Callable[[], None], on_console: Callable[[int], None]) -> None:
+    while True:
+        message, fd = channel.receive()
+        if message is None:
+            raise ContainerError("the process at the other end of the handshake is gone")
+        if "hooks" in message:
+            on_hooks()
+            channel.send({"go": True})
+        elif "console" in message and fd is not None:
+            on_console(fd)
+        elif "ready" in message:
+            channel.send({"go": True})
+            end: Any = channel.receive()
+            if end != (None, None):
+                raise ContainerError(f"handshake out of order: {end} after ready")
+            return
+
+
+def _kill(pid: int) -> int:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return -signal.SIGKILL

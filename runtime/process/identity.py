@@ -1,0 +1,143 @@
+"""Become the user of a process document: groups, user, capabilities, directory, and the command's path.
+
+These are the last steps before execve, the same for a container's first process and for `exec`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+
+from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError, Unsupported
+from runtime.linux import capability, const
+from runtime.linux.process import no_new_privs, prctl
+from runtime.spec.config import Process
+
+
+def check_capabilities(process: Process) -> None:
+    """Refuse capabilities that this process does not have to give. Raises: Unsupported."""
+    wanted = {c for names in (process.capabilities or {}).values() for c in names}
+    missing = wanted - capability.bounding_set()
+    if missing:
+        raise Unsupported(
+            f"/process/capabilities: {', '.join(sorted(missing))} cannot be given: not in the runtime's own bounding set",
+            hint="the kernel or whoever started the runtime lacks it; remove it from config.json",
+        )
+
+
+def limit(pid: int, process: Process) -> None:
+    """Set the resource limits and the OOM score of another process, from outside. Raises: KernelError."""
+    for r in process.rlimits:
+        unlimited = (1 << 64) - 1
+        soft, hard = (resource.RLIM_INFINITY if v in (-1, unlimited) else v for v in (r.soft, r.hard))
+        try:
+            resource.prlimit(pid, getattr(resource, r.type), (soft, hard))
+        except (OSError, ValueError) as e:
+            number = getattr(e, "errno", None) or errno.EPERM
+            raise KernelError(f"cannot set {r.type} to {r.soft}:{r.hard}", number) from e
+    if process.oom_score_adj is not None:
+        try:
+            with open(f"/proc/{pid}/oom_score_adj", "w") as f:  # noqa: PTH123
+                f.write(str(process.oom_score_adj))
+        except OSError as e:
+            raise KernelError(f"cannot set oom_score_adj to {process.oom_score_adj}", e.errno or errno.EIO) from e
+
+
+def become(process: Process, last_capability: int) -> None:
+    """Take on the user, groups and capabilities of `process`, and go to its directory.
+
+    Raises: ContainerError; then this process is fit for nothing but to end.
+    """
+    sets = {name: frozenset((process.capabilities or {}).get(name, ())) for name in ("bounding", *_CLASSIC, "ambient")}
+    user = process.user
+    try:
+        if process.no_new_privileges:
+            no_new_privs()
+        # Tried first with the rights that we still have, for directories that the user cannot enter from outside.
+        moved = _chdir(process.cwd)
+        capability.drop_bounding(sets["bounding"], last_capability)
+        prctl(const.PR_SET_KEEPCAPS, 1)
+        os.setgroups(list(user.additional_gids))
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+        prctl(const.PR_SET_KEEPCAPS, 0)
+        capability.capset(*(sets[name] for name in _CLASSIC))
+        capability.set_ambient(sets["ambient"])
+        if not moved:
+            os.chdir(process.cwd)
+        _check_inside()
+        if user.umask is not None:
+            os.umask(user.umask)
+    except OSError as e:
+        raise KernelError(f"cannot become user {user.uid}:{user.gid} in {process.cwd}", e.errno or errno.EIO) from e
+
+
+_CLASSIC = ("effective", "permitted", "inheritable")
+
+
+def _chdir(path: str) -> bool:
+    try:
+        os.chdir(path)
+    except PermissionError:
+        return False
+    return True
+
+
+def _check_inside() -> None:
+    """Refuse a working directory outside the root: a descriptor of the host's that leaked in would lead there."""
+    try:
+        inside = os.getcwd().startswith("/")
+    except FileNotFoundError:
+        inside = False
+    if not inside:
+        raise ContainerError("/process/cwd: is outside the container's root")
+
+
+def environment(process: Process) -> dict[str, str]:
+    """Return the environment for execve: the document's, and HOME from the container's /etc/passwd if it has none."""
+    env = dict(e.split("=", 1) for e in process.env if "=" in e)
+    if not env.get("HOME"):
+        env["HOME"] = _home(process.user.uid)
+    return env
+
+
+def _home(uid: int) -> str:
+    try:
+        with open("/etc/passwd", encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+            for line in f:
+                fields = line.rstrip("\n").split(":")
+                if len(fields) > 5 and fields[2] == str(uid):
+                    return fields[5] or "/"
+    except OSError:
+        pass
+    return "/"
+
+
+def find_command(process: Process, env: dict[str, str]) -> str:
+    """Return the path that execve will get, looked up as the process itself would.
+
+    Raises: CommandNotFound, CommandNotExecutable, worded as runc words them.
+    """
+    command = process.args[0]
+    if "/" in command:
+        _check_executable(command, command)
+        return command
+    for directory in env.get("PATH", "").split(":"):
+        path = f"{directory or '.'}/{command}"
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    raise CommandNotFound(f'exec: "{command}": executable file not found in $PATH')
+
+
+def _check_executable(path: str, command: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as e:
+        raise CommandNotFound(f'exec: "{command}": stat {path}: {(e.strerror or "").lower()}') from e
+    if stat.S_ISDIR(mode) or not os.access(path, os.X_OK):
+        raise CommandNotExecutable(f'exec: "{command}": permission denied')
+    own, found = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None, os.stat(path)
+    if own and (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino):
+        raise CommandNotExecutable(f'exec: "{command}": is the runtime\'s own interpreter')

@@ -1,0 +1,125 @@
+"""The operations that build a container's file system and names, as values.
+
+`runtime.setup.plan` decides them, `runtime.process.perform` carries them out. Every path is inside the
+container's root; none is ever resolved by the kernel's ordinary rules before `PivotRoot`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Mount a file system, or bind a path of the host."""
+
+    source: str
+    destination: str
+    fstype: str
+    flags: int
+    data: str
+    propagation: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MountCgroup:
+    """Mount the container's view of the cgroup tree, v1, v2 or hybrid as the host has it."""
+
+    destination: str
+    flags: int
+    data: str
+    own_namespace: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MakeNode:
+    """Make a device node or FIFO."""
+
+    path: str
+    type: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Symlink:
+    """Make a symbolic link; one that is there is left alone."""
+
+    target: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class PivotRoot:
+    """Make the rootfs the root of the mount namespace, and let go of the host's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemountReadonly:
+    """Make one mount read-only, keeping its other flags."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadonlyPath:
+    """Make a path read-only by binding it onto itself; one that is not there is no error."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPath:
+    """Hide a path: a file behind /dev/null, a directory behind an empty tmpfs; one that is not there is no error."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetPropagation:
+    """Set the propagation of the root mount."""
+
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """Write a kernel parameter of one of the container's own namespaces."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hostname:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Domainname:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackUp:
+    """Bring the loopback interface of a new network namespace up."""
+
+
+Op = (
+    Mount
+    | MountCgroup
+    | MakeNode
+    | Symlink
+    | PivotRoot
+    | RemountReadonly
+    | ReadonlyPath
+    | MaskPath
+    | SetPropagation
+    | Sysctl
+    | Hostname
+    | Domainname
+    | LoopbackUp
+)

@@ -1,0 +1,33 @@
+"""The document that `runtime features` prints. Source: OCI runtime specification 1.2, features.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime import OCI_VERSION, __version__
+from runtime.linux.capability import NAMES
+from runtime.linux.const import NAMESPACES
+from runtime.spec.config import HOOK_NAMES
+from runtime.spec.mount_options import FLAGS, PROPAGATION
+
+
+def document() -> dict[str, Any]:
+    """Return what this runtime can carry out, whatever the kernel beneath it has."""
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": OCI_VERSION,
+        "hooks": list(HOOK_NAMES),
+        "mountOptions": sorted([*FLAGS, *PROPAGATION]),
+        "linux": {
+            "namespaces": sorted(n for n in NAMESPACES if n != "user"),
+            "capabilities": list(NAMES),
+            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
+            "seccomp": {"enabled": False},
+            "apparmor": {"enabled": False},
+            "selinux": {"enabled": False},
+            "intelRdt": {"enabled": False},
+            "mountExtensions": {"idmap": {"enabled": False}},
+        },
+        "annotations": {"org.ferry.runtime.version": __version__, "org.ferry.runtime.checkpoint.enabled": "true"},
+        "potentiallyUnsafeConfigAnnotations": [],
+    }
