@@ -147,6 +147,19 @@ class Manager:
         """
         self._freezer("FROZEN", "1")
 
+    def freeze_soon(self) -> None:
+        """Have every process stop before it next runs in user space; does not wait until all have.
+
+        What a tracer holds stopped now counts as frozen only after it was let go. Raises: KernelError.
+        """
+        directory = Path(self.freezer_path or "")
+        v1 = (directory / "freezer.state").exists()
+        file, value = ("freezer.state", "FROZEN") if v1 else ("cgroup.freeze", "1")
+        try:
+            (directory / file).write_text(value)
+        except OSError as e:
+            raise KernelError(f"cannot write {value} to {directory / file}", e.errno or errno.EIO) from e
+
     def thaw(self) -> None:
         """Let the container's processes run. Idempotent. Raises: ContainerError."""
         self._freezer("THAWED", "0")

@@ -24,6 +24,7 @@ VERBS = (
 class Globals:
     store: Store
     systemd_cgroup: bool
+    debug: bool
 
 
 class LazyGroup(click.Group):
@@ -72,7 +73,7 @@ def cli(
         log.configure(log_path, log_format, debug)
     except OSError as e:
         raise ContainerError(f"cannot open log file {log_path}: {e.strerror}") from e
-    ctx.obj = Globals(Store((root or default_root()).absolute()), systemd_cgroup)
+    ctx.obj = Globals(Store((root or default_root()).absolute()), systemd_cgroup, debug)
 
 
 def run(argv: list[str]) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from runtime.errors import ContainerError, KernelError
+from runtime.criu.hold import Controller
+from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
 from runtime.linux.terminal import send_master
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,3 +58,69 @@ def signal_number(text: str) -> int:
         return signal.Signals[f"SIG{name}"]
     except KeyError:
         raise ContainerError(f"unknown signal {text!r}", hint="give a name such as TERM, or a number") from None
+
+
+def criu_options(f: F) -> F:
+    """Add what `checkpoint` and `restore` have in common."""
+    modes = click.Choice(["soft", "full", "strict", "ignore"])
+    for option in (
+        click.option("--image-path", type=click.Path(path_type=Path), help="Directory of the images (default: checkpoint)."),
+        click.option("--work-path", type=click.Path(path_type=Path), help="Directory of CRIU's log and statistics."),
+        click.option("--tcp-established", is_flag=True, help="Allow open TCP connections."),
+        click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
+        click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
+        click.option("--file-locks", is_flag=True, help="Allow file locks."),
+        click.option("--manage-cgroups-mode", type=modes, default="ignore", show_default=True, help="What CRIU does about cgroups."),
+    ):
+        f = option(f)
+    return f
+
+
+def hold_options(f: F) -> F:
+    """Add the hold: stay undecided until told."""
+    for option in (
+        click.option("--hold", is_flag=True, help="Wait for go, and in the end for commit or abort, on the control descriptor."),
+        click.option("--control-fd", type=int, help="The control descriptor (default: standard input and output)."),
+        click.option("--decision", type=click.Path(path_type=Path), help="File that says commit when the controller is gone."),
+    ):
+        f = option(f)
+    return f
+
+
+def controller(hold: bool, control_fd: int | None, decision: Path | None) -> Controller | None:
+    """Return the controller that --hold asks for. Raises: UsageError."""
+    if not hold:
+        if control_fd is not None or decision is not None:
+            raise UsageError("--control-fd and --decision need --hold")
+        return None
+    if control_fd is not None:
+        try:
+            os.fstat(control_fd)
+        except OSError as e:
+            raise UsageError(f"--control-fd {control_fd} is not open") from e
+        return Controller(control_fd, control_fd, decision)
+    # The container's stdio must not be the conversation.
+    fds = os.dup(0), os.dup(1)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
+    return Controller(*fds, decision)
+
+
+@contextlib.contextmanager
+def reporting(control: Controller | None) -> Iterator[dict[str, int]]:
+    """Report the end of a held verb: done with the statistics put into the dict, aborted, or the error."""
+    stats: dict[str, int] = {}
+    try:
+        yield stats
+    except HoldAborted as e:
+        if control is not None:
+            control.say("aborted", reason=e.message)
+        raise
+    except ContainerError as e:
+        if control is not None:
+            control.say("error", error=e.as_dict())
+        raise
+    if control is not None:
+        control.say("done", stats=stats)

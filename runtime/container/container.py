@@ -53,7 +53,7 @@ class Container:
 
     def status(self) -> Status:
         """Look at the container and tell its status."""
-        alive = self._alive()
+        alive = self.alive()
         waits = False
         if alive and (channel := connect_to_start(self.store.directory(self.id))):
             channel.close()
@@ -66,7 +66,7 @@ class Container:
             being_created=not self.state.pid,
         )
 
-    def _alive(self) -> bool:
+    def alive(self) -> bool:
         """Say whether the first process lives, and is no later one of its number."""
         stat = read_stat(self.state.pid) if self.state.pid else None
         return stat is not None and stat.state not in "ZX" and stat.start_time == self.state.start_time
@@ -135,7 +135,7 @@ class Container:
         except ProcessLookupError:
             raise WrongStatus(f"container not running: {self.id}") from None
         try:
-            if not self._alive():
+            if not self.alive():
                 raise WrongStatus(f"container not running: {self.id}")
             pidfd_send_signal(pidfd, number)
         finally:
@@ -174,7 +174,7 @@ class Container:
     def _destroy(self) -> None:
         """Kill what is left, remove the cgroups, run poststop, remove the state. Hold the lock."""
         manager = self.manager()
-        if self._alive() or manager.pids():
+        if self.alive() or manager.pids():
             manager.signal_all(signal.SIGKILL)
             with contextlib.suppress(ContainerError):
                 manager.thaw()
@@ -185,7 +185,7 @@ class Container:
 
     def _wait_gone(self, manager: Manager, timeout_s: float = 10.0) -> None:
         deadline = time.monotonic() + timeout_s
-        while self._alive() or manager.pids():
+        while self.alive() or manager.pids():
             if time.monotonic() > deadline:
                 raise ContainerError(
                     f"processes of container {self.id} do not end: {manager.pids() or [self.state.pid]}",
@@ -255,7 +255,7 @@ def create(
                 bundle=str(bundle.path),
                 rootfs=str(bundle.rootfs),
                 created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                owner=_owner(),
+                owner=owner(),
                 cgroup_paths=manager.paths,
                 stdio=describe_stdio(process.terminal),
             )
@@ -325,7 +325,7 @@ def describe_stdio(terminal: bool) -> tuple[str, str, str]:
     return (names[0], names[1], names[2])
 
 
-def _owner() -> str:
+def owner() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):

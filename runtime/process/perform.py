@@ -223,8 +223,13 @@ class Performer:
         namespace.setdomainname(op.name)
 
     def _LoopbackUp(self, op: ops.LoopbackUp) -> None:
-        siocgifflags, siocsifflags, iff_up = 0x8913, 0x8914, 1
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            request = struct.pack("16sH14x", b"lo", 0)
-            flags = struct.unpack_from("16sH", fcntl.ioctl(s, siocgifflags, request))[1]
-            fcntl.ioctl(s, siocsifflags, struct.pack("16sH14x", b"lo", flags | iff_up))
+        loopback_up()
+
+
+def loopback_up() -> None:
+    """Bring this network namespace's loopback interface up. Raises: OSError. Source: netdevice(7)."""
+    siocgifflags, siocsifflags, iff_up = 0x8913, 0x8914, 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack_from("16sH", fcntl.ioctl(s, siocgifflags, request))[1]
+        fcntl.ioctl(s, siocsifflags, struct.pack("16sH14x", b"lo", flags | iff_up))

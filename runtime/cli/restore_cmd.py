@@ -1,0 +1,72 @@
+"""`runtime restore`"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.cli.main import Globals
+from runtime.cli.options import console_sender, controller, criu_options, hold_options, launch_options, reporting
+from runtime.container import bundle as bundles
+from runtime.criu.options import CgroupsMode, RestoreOptions
+from runtime.criu.restore import final_stats, restore
+from runtime.errors import NotFound
+from runtime.process.exec import write_pid_file
+from runtime.process.foreground import Foreground
+
+
+@click.command(help="Make a container out of an image directory, and let it run on.")
+@launch_options
+@criu_options
+@hold_options
+@click.option("-d", "--detach", is_flag=True, help="Leave it running in the background.")
+@click.option("--no-subreaper", is_flag=True, help="Accepted; nothing is reaped here but the container itself.")
+@click.argument("container_id")
+@click.pass_obj
+def command(
+    g: Globals,
+    container_id: str,
+    bundle: Path,
+    console_socket: str | None,
+    pid_file: str | None,
+    no_pivot: bool,
+    no_new_keyring: bool,
+    preserve_fds: int,
+    image_path: Path | None,
+    work_path: Path | None,
+    manage_cgroups_mode: str,
+    hold: bool,
+    control_fd: int | None,
+    decision: Path | None,
+    detach: bool,
+    no_subreaper: bool,
+    **flags: Any,
+) -> int:
+    images = (image_path or Path("checkpoint")).absolute()
+    options = RestoreOptions(
+        image_path=images,
+        work_path=(work_path or images).absolute(),
+        cgroups_mode=CgroupsMode[manage_cgroups_mode.upper()],
+        debug=g.debug,
+        **flags,
+    )
+    on_console = console_sender(console_socket)
+    foreground = None if detach or hold else Foreground()
+    if on_console is None and foreground is not None:
+        on_console = foreground.take_master
+    control = controller(hold, control_fd, decision)
+    with reporting(control) as report:
+        container = restore(g.store, container_id, bundles.load(bundle), options, on_console, control)
+        if pid_file:
+            write_pid_file(pid_file, container.state.pid)
+        if control is not None:
+            report.update(final_stats(options))
+    if foreground is None:
+        return 0
+    status = foreground.wait(container.state.pid)
+    with contextlib.suppress(NotFound):
+        container.delete(force=True)
+    return status

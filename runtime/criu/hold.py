@@ -1,0 +1,83 @@
+"""The hold: a checkpoint or a restore that stays undecided until its controller says commit or abort.
+
+    runtime checkpoint --hold             controller (on the control descriptor, one JSON object or word a line)
+     | {"event": "ready"} ------------------>|  everything slow is done; nothing was touched yet
+     | <------------------------------ "go"  |
+     | {"event": "frozen"} ----------------->|  (checkpoint only) the container stands still
+     | {"event": "held", "pid": ...} ------->|  CRIU waits for our answer to its last notify
+     | <---------------- "commit" | "abort"  |
+     | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
+
+EOF instead of a word: the controller is gone. Then the decision file speaks, and without one it is abort. When it
+says commit, a restore goes on, but a checkpoint leaves the container frozen: whether the other side runs is not
+known here, and two copies are worse than a stopped one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ContainerError
+
+
+class Decision(StrEnum):
+    COMMIT = "commit"
+    ABORT = "abort"
+    LEAVE_FROZEN = "leave-frozen"
+
+
+class Controller:
+    """The two directions of the control descriptor. Raises: ContainerError for a word out of turn."""
+
+    def __init__(self, read_fd: int, write_fd: int, decision_file: Path | None) -> None:
+        self._read_fd, self._write_fd, self._decision_file = read_fd, write_fd, decision_file
+        self._buffer = b""
+        for fd in (read_fd, write_fd):
+            os.set_inheritable(fd, False)
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Report an event; a controller that is gone is found out when its word is awaited."""
+        try:
+            os.write(self._write_fd, json.dumps({"event": event, **fields}).encode() + b"\n")
+        except OSError:
+            self._buffer = b""
+
+    def _word(self) -> str | None:
+        while b"\n" not in self._buffer:
+            try:
+                data = os.read(self._read_fd, 4096)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode(errors="replace").strip()
+
+    def wait_go(self) -> bool:
+        """Wait for `go`; False means that nothing is to be done. Raises: ContainerError."""
+        word = self._word()
+        if word not in ("go", "abort", None):
+            raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint="go or abort was expected")
+        return word == "go"
+
+    def wait_decision(self) -> Decision:
+        """Wait for the decision. Raises: ContainerError."""
+        word = self._word()
+        if word is None:
+            return Decision.LEAVE_FROZEN if self._decided_commit() else Decision.ABORT
+        if word not in (Decision.COMMIT, Decision.ABORT):
+            raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint="commit or abort was expected")
+        return Decision(word)
+
+    def _decided_commit(self) -> bool:
+        if self._decision_file is None:
+            return False
+        try:
+            return self._decision_file.read_text().strip() == "commit"
+        except OSError:
+            return False

@@ -1,0 +1,219 @@
+"""`runtime restore`: make a container out of images, held or not.
+
+CRIU runs inside the container's new cgroups and in a cgroup namespace of them, so that what it restores is born
+there, and in a mount namespace of ours, so that the bind mount of the rootfs that it needs is gone with us.
+
+The hold is at `pre-resume`: all that can fail has been done. But there CRIU does not listen to a no, and resumes the
+processes when we die. Therefore the container's cgroup is told to freeze before we hold: the processes cannot run
+before somebody thaws it, and to abort we kill them before we answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from runtime.cgroups.manager import Manager, container_paths, host_layout
+from runtime.container.bundle import Bundle
+from runtime.container.container import Container, owner
+from runtime.container.store import Store
+from runtime.criu import images, network, request
+from runtime.criu.hold import Controller, Decision
+from runtime.criu.options import CgroupsMode, RestoreOptions
+from runtime.criu.session import Session
+from runtime.errors import ContainerError, HoldAborted, KernelError
+from runtime.linux import const, mount, namespace
+from runtime.process.create import open_namespaces
+from runtime.setup.plan import DEFAULT_DEVICE_RULES, bind_mounts
+from runtime.spec.state import State
+
+
+def restore(
+    store: Store,
+    container_id: str,
+    bundle: Bundle,
+    options: RestoreOptions,
+    on_console: Callable[[int], None] | None = None,
+    controller: Controller | None = None,
+) -> Container:
+    """Restore a container from an image directory; its first process becomes our child.
+
+    With a controller, the restored processes are held until it decides.
+
+    Raises: ContainerError; nothing of the container is then left. HoldAborted when the controller said so.
+    """
+    if controller is None:
+        images.require(options.image_path)
+    images.make(options.work_path)
+    spec = bundle.spec
+    layout = host_layout()
+    manager = Manager(layout, container_paths(layout, spec.linux.cgroups_path, container_id))
+    joins = _joined_namespaces(bundle)
+    store.make(container_id)
+    with store.locked(container_id):
+        container = Container(store, container_id)
+        made_cgroups = False
+        try:
+            state = State(
+                id=container_id,
+                bundle=str(bundle.path),
+                rootfs=str(bundle.rootfs),
+                created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                owner=owner(),
+                cgroup_paths=manager.paths,
+            )
+            store.save(state)
+            store.save_config(container_id, bundle.document)
+            container.state = state
+            if manager.pids():
+                raise ContainerError(f"cgroup of container {container_id} holds processes already: {manager.pids()}")
+            made_cgroups = True
+            manager.create()
+            manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
+            root = _private_root(bundle.rootfs)
+            own_network = network.make_namespace(spec) if network.can_rebuild(spec) else None
+            own_cgroups = spec.linux.namespace("cgroup") is not None and options.cgroups_mode == CgroupsMode.IGNORE
+
+            def in_child() -> None:
+                manager.apply(os.getpid())
+                if own_cgroups:
+                    namespace.unshare(const.CLONE_NEWCGROUP)
+
+            passed = (*(fd for fd, _ in joins), *([] if own_network is None else [own_network]))
+            with _place_for_pivot(bundle), Session(in_child, passed) as session:
+                held = _Restore(container, manager, session.process, on_console, controller)
+                if controller is not None:
+                    controller.say("ready")
+                    if not controller.wait_go():
+                        raise HoldAborted(f"restore of {container_id} was aborted before it began")
+                    images.require(options.image_path)
+                stdio = tuple(images.load_stdio(options.image_path))
+                inherit = [(n, fd) for fd, n in enumerate(stdio) if n.startswith(("pipe:[", "file[", "socket:["))]
+                external = [(key, fd) for fd, key in joins]
+                if images.load_notes(options.image_path).get("network") == "rebuild":
+                    if own_network is None:
+                        raise ContainerError(f"the images in {options.image_path} need a container with a network namespace of its own")
+                    external.append((network.NAMESPACE_KEY["network"], own_network))
+                opts = request.restore(
+                    options,
+                    str(root),
+                    bind_mounts(spec, str(bundle.path)),
+                    inherit,
+                    tuple(external),
+                    manager.paths,
+                )
+                session.run("RESTORE", opts, options.image_path, options.work_path, request.RESTORE_LOG, held.on_notify)
+                held.resume()
+        except BaseException:
+            with contextlib.suppress(ContainerError, OSError):
+                if made_cgroups:
+                    manager.signal_all(signal.SIGKILL)
+                    manager.thaw()
+                    _reap(container.state.pid)
+                    manager.remove()
+            store.remove(container_id)
+            raise
+    return container
+
+
+class _Restore:
+    """Answers CRIU's notifies."""
+
+    def __init__(
+        self,
+        container: Container,
+        manager: Manager,
+        criu: subprocess.Popen[bytes],
+        on_console: Callable[[int], None] | None,
+        controller: Controller | None,
+    ) -> None:
+        self._container, self._manager, self._criu = container, manager, criu
+        self._on_console, self._controller = on_console, controller
+        self._frozen = False
+
+    def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
+        if script == "orphan-pts-master" and fd is not None:
+            (self._on_console or os.close)(fd)
+        elif script == "post-restore":
+            self._container.adopt(pid)
+        elif script == "pre-resume":
+            # CRIU itself must not be limited, frozen or killed with the container.
+            Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
+            if self._controller is not None:
+                self._hold(self._controller)
+        return True
+
+    def _hold(self, controller: Controller) -> None:
+        self._frozen = True
+        self._manager.freeze_soon()
+        controller.say("held", pid=self._container.state.pid)
+        if controller.wait_decision() != Decision.COMMIT:
+            self._manager.signal_all(signal.SIGKILL)
+            self._manager.thaw()  # with the signal pending none of them runs again, but frozen they would not die
+            # CRIU has nothing left to undo, and would wait for a first process that cannot end before CRIU, as the
+            # tracer of its children, has ended.
+            self._criu.kill()
+            raise HoldAborted(f"restore of {self._container.id} was aborted: nothing of it is left")
+
+    def resume(self) -> None:
+        if self._frozen:
+            self._manager.thaw()
+
+
+def _own_paths(manager: Manager) -> dict[str, str]:
+    """Return our own cgroup in each tree."""
+    return {h.key: h.mount_point + h.own_path for h in manager.layout.hierarchies if h.key in manager.paths}
+
+
+def _private_root(rootfs: Path) -> Path:
+    """Make the rootfs a mount point, as CRIU wants its root, in a mount namespace that ends with us."""
+    try:
+        namespace.unshare(const.CLONE_NEWNS)
+        mount.mount(None, "/", None, const.MS_SLAVE | const.MS_REC)
+        mount.mount(str(rootfs), str(rootfs), None, const.MS_BIND | const.MS_REC)
+        mount.mount(None, str(rootfs), None, const.MS_PRIVATE | const.MS_REC)
+    except OSError as e:
+        raise KernelError(f"cannot bind rootfs {rootfs} for the restore", e.errno or 0) from e
+    return rootfs
+
+
+@contextlib.contextmanager
+def _place_for_pivot(bundle: Bundle) -> Iterator[None]:
+    """Lend CRIU a /tmp inside a read-only rootfs that has none: it puts the old root there for a moment."""
+    place = bundle.rootfs / "tmp"
+    if not bundle.spec.root_readonly or place.exists() or place.is_symlink():
+        yield
+        return
+    place.mkdir(mode=0o700)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def _joined_namespaces(bundle: Bundle) -> list[tuple[int, str]]:
+    """Open the namespaces that the container joins by path: (descriptor, key in the image)."""
+    joined = []
+    for n in bundle.spec.linux.namespaces:
+        if n.path and n.type in network.NAMESPACE_KEY:
+            ((fd, _),) = open_namespaces((n,))
+            joined.append((fd, network.NAMESPACE_KEY[n.type]))
+    return joined
+
+
+def _reap(pid: int) -> None:
+    if pid:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def final_stats(options: RestoreOptions) -> dict[str, Any]:
+    """Return CRIU's statistics of the restore."""
+    return images.stats(options.work_path, "restore") or images.stats(options.image_path, "restore")
