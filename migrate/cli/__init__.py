@@ -1,1 +1,17 @@
-def main() -> None: ...
+"""The command line of `migrate`. One file for each verb, imported only when it is used."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line; the exit status is the outcome's, see docs/move.md."""
+    if sys.argv[1:2] == ["agent"]:
+        from migrate.agent import main as agent
+
+        agent()
+        return
+    from migrate.cli.main import run
+
+    sys.exit(run(sys.argv[1:]))

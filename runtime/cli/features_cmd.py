@@ -6,9 +6,12 @@ import json
 
 import click
 
+from runtime.criu import features as criu_features
 from runtime.spec import features
 
 
 @click.command(help="Print what this runtime can do, as JSON.")
 def command() -> None:
-    click.echo(json.dumps(features.document(), indent=2))
+    document = features.document()
+    document["annotations"].update(criu_features.examine())
+    click.echo(json.dumps(document, indent=2))

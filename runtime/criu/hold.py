@@ -6,6 +6,7 @@
      | {"event": "frozen"} ----------------->|  (checkpoint only) the container stands still
      | {"event": "held", "pid": ...} ------->|  CRIU waits for our answer to its last notify
      | <---------------- "commit" | "abort"  |
+     | {"event": "resumed"} ---------------->|  (restore only) the container runs
      | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
 
 EOF instead of a word: the controller is gone. Then the decision file speaks, and without one it is abort. When it

@@ -162,8 +162,10 @@ class _Restore:
             raise HoldAborted(f"restore of {self._container.id} was aborted: nothing of it is left")
 
     def resume(self) -> None:
-        if self._frozen:
+        """Let a held container run; says so at once, since its users wait for nothing else."""
+        if self._frozen and self._controller is not None:
             self._manager.thaw()
+            self._controller.say("resumed")
 
 
 def _own_paths(manager: Manager) -> dict[str, str]:

@@ -1,0 +1,56 @@
+"""`migrate move`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from migrate.cli.options import move_options
+from migrate.cli.progress import Progress
+from migrate.coordinator import Survey, move
+from migrate.errors import EXIT_CODES, Outcome, from_dict
+from migrate.plan import Plan, Request
+from migrate.report import human_bytes, sentence
+
+
+@click.command(help="Move a running container to another host.")
+@move_options
+@click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
+@click.option("--keep-source", is_flag=True, help="Keep the container's files on this host.")
+@click.argument("container")
+@click.argument("host")
+def command(container: str, host: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+    request = Request(container, host, **options)
+    if dry_run:
+        survey = Survey(request)
+        try:
+            plan = survey.plan()
+        finally:
+            survey.close()
+        click.echo(json.dumps(plan.as_dict(), indent=2) if as_json else _words(plan))
+        return 0
+    progress = Progress(sys.stderr, quiet=as_json)
+    report = move(request, progress)
+    progress.close()
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+    else:
+        if report.error is not None:
+            click.echo(f"migrate: {from_dict(report.error)}", err=True)
+        for error in report.undo_errors:
+            click.echo(f"migrate: left to do: {error}", err=True)
+        click.echo(sentence(report), err=report.outcome != Outcome.COMPLETED)
+    return EXIT_CODES[report.outcome]
+
+
+def _words(plan: Plan) -> str:
+    lines = [
+        f"move {plan.container} from {plan.source} to {plan.target}",
+        f"  bundle {plan.bundle}, {human_bytes(plan.files_bytes)} of files, {human_bytes(plan.memory_bytes)} of memory",
+    ]
+    for phase in plan.as_dict()["phases"]:
+        lines.append(f"  {phase['phase']:10} {phase['what']}{'  [downtime]' if phase['downtime'] else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,33 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def remote_option(f: F) -> F:
+    """Add how Ferry is called on other hosts."""
+    return click.option(
+        "--remote-command",
+        default=lambda: os.environ.get("FERRY_REMOTE_COMMAND", "migrate"),
+        help="How `migrate` is called on the other host (default: migrate, from the PATH that sshd gives).",
+    )(f)
+
+
+def move_options(f: F) -> F:
+    """Add what `move` and `check` have in common."""
+    for option in (
+        click.option("--tcp-established", is_flag=True, help="Allow open TCP connections."),
+        click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
+        click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
+        click.option("--file-locks", is_flag=True, help="Allow file locks."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    ):
+        f = option(f)
+    return remote_option(f)

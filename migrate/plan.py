@@ -1,0 +1,59 @@
+"""What a move will do, decided from the request and the facts. Pure; `--dry-run` prints it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from migrate.facts import ContainerFacts, HostFacts
+from migrate.phase import WORDS, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for."""
+
+    container: str
+    host: str
+    remote_command: str = "migrate"
+    tcp_established: bool = False
+    ext_unix_sk: bool = False
+    shell_job: bool = False
+    file_locks: bool = False
+    keep_source: bool = False
+
+    @property
+    def criu_flags(self) -> list[str]:
+        names = ("tcp_established", "ext_unix_sk", "shell_job", "file_locks")
+        return [f"--{n.replace('_', '-')}" for n in names if getattr(self, n)]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    migration_id: str
+    container: str
+    source: str
+    target: str
+    bundle: str
+    files_bytes: int
+    memory_bytes: int
+    criu_flags: tuple[str, ...]
+    keep_source: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        phases = [{"phase": str(p), "what": WORDS[p].doing, "downtime": WORDS[p].downtime, "undo": WORDS[p].undo} for p in Phase]
+        return {**asdict(self), "phases": phases}
+
+
+def make(request: Request, migration_id: str, source: HostFacts, container: ContainerFacts, target: HostFacts) -> Plan:
+    return Plan(
+        migration_id=migration_id,
+        container=container.id,
+        source=source.hostname,
+        target=target.hostname,
+        bundle=container.bundle.path,
+        files_bytes=container.bundle.size_bytes,
+        memory_bytes=container.memory_bytes,
+        criu_flags=tuple(request.criu_flags),
+        keep_source=request.keep_source,
+    )

@@ -1,0 +1,139 @@
+"""Look at this host and its containers: the facts that preflight decides on. Reads only."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+from migrate import __version__, command, places
+from migrate.errors import MigrateError
+from migrate.facts import BundleFacts, ContainerFacts, HostFacts
+
+
+def host_facts(bundle: str | None, bind_sources: list[str], container: str | None) -> HostFacts:
+    """Return what is to know of this host, for a container that may come here. Raises: MigrateError."""
+    criu_version, criu_error, runtime_error = "", "", ""
+    try:
+        annotations = json.loads(command.run("features"))["annotations"]
+        criu_version = annotations.get("org.criu.version", "")
+        criu_error = annotations.get("org.criu.error", "")
+    except MigrateError as e:
+        runtime_error = str(e)
+    exists = None
+    if container is not None and not runtime_error:
+        exists = command.state(container) is not None
+    missing = [s for s in bind_sources if not os.path.exists(s)]
+    return HostFacts(
+        hostname=platform.node(),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        machine=platform.machine(),
+        kernel=platform.release(),
+        version=__version__,
+        uid=os.geteuid(),
+        runtime_error=runtime_error,
+        criu_version=criu_version,
+        criu_error=criu_error,
+        container_exists=bool(exists),
+        bundle_exists=bundle is not None and os.path.lexists(bundle),
+        images_free_bytes=_free(places.RUN),
+        bundle_free_bytes=_free(Path(bundle)) if bundle else 0,
+        bundle_free_inodes=_free_inodes(Path(bundle)) if bundle else 0,
+        missing_bind_sources=tuple(missing),
+        clock_ns=time.time_ns(),
+    )
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _free_inodes(path: Path) -> int:
+    return os.statvfs(_existing(path)).f_favail
+
+
+def container_facts(container: str) -> ContainerFacts | None:
+    """Return what is to know of a container of this host; None where there is no such container.
+
+    Raises: MigrateError.
+    """
+    document = command.state(container)
+    if document is None:
+        return None
+    pids = json.loads(command.run("ps", "--format", "json", container)) if document["status"] != "stopped" else []
+    bundle = Path(document["bundle"])
+    return ContainerFacts(
+        id=container,
+        status=document["status"],
+        pid=document["pid"],
+        memory_bytes=sum(_resident(pid) for pid in pids),
+        bundle=bundle_facts(bundle, Path(document["rootfs"])),
+        sharers=tuple(
+            c["id"]
+            for c in list_containers()
+            if c["id"] != container and (c["bundle"] == document["bundle"] or c["rootfs"] == document["rootfs"])
+        ),
+    )
+
+
+def list_containers() -> list[dict[str, Any]]:
+    """Return the state documents of this host's containers. Raises: RuntimeFailed."""
+    return json.loads(command.run("list", "--format", "json")) or []
+
+
+def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
+    """Return what is to know of a bundle's files. Raises: MigrateError."""
+    try:
+        document = json.loads((bundle / "config.json").read_bytes())
+    except (OSError, ValueError) as e:
+        raise MigrateError(f"cannot read {bundle / 'config.json'}: {e}") from e
+    entries, size = _measure(rootfs)
+    return BundleFacts(
+        path=str(bundle),
+        rootfs=str(rootfs),
+        rootfs_is_mount=os.path.ismount(rootfs),
+        entries=entries,
+        size_bytes=size,
+        bind_sources=tuple(
+            os.path.join(bundle, m["source"])
+            for m in document.get("mounts") or ()
+            if m.get("type") in ("bind", "rbind") or {"bind", "rbind"} & set(m.get("options") or ())
+        ),
+        namespace_paths=tuple(
+            n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")
+        ),
+    )
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _measure(root: Path) -> tuple[int, int]:
+    entries, size = 0, 0
+    seen: set[tuple[int, int]] = set()
+    for base, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            try:
+                st = os.lstat(os.path.join(base, name))
+            except OSError:
+                continue
+            entries += 1
+            if stat.S_ISREG(st.st_mode) and (st.st_dev, st.st_ino) not in seen:
+                seen.add((st.st_dev, st.st_ino))
+                size += st.st_blocks * 512
+    return entries, size

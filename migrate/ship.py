@@ -1,0 +1,118 @@
+"""Send trees to an agent on the target, over a connection of its own that is opened before anything is frozen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from migrate import manifest
+from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
+from migrate.manifest import Manifest
+from migrate.rootfs import TreeSender, scan
+from migrate.transport.local import ProcessStream
+from migrate.wire import Wire, greet
+from migrate.wire_pb2 import Call, EndOfTree, Frame
+
+_PROGRESS_EVERY_S = 0.2
+_ANSWER_TIMEOUT_S = 60.0
+
+# (content bytes sent, content bytes in all)
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """Units: bytes of content; seconds."""
+
+    entries: int
+    removed: int
+    content_bytes: int
+    seconds: float
+
+
+class Shipper:
+    """The source's end of the bulk connection. Raises (constructor): HostUnfit."""
+
+    def __init__(self, argv: list[str], name: str) -> None:
+        self._stream = ProcessStream(argv, f"the data connection to {name}")
+        self._wire = Wire(self._stream)
+        self._stream.timeout_s = _ANSWER_TIMEOUT_S
+        self._calls = 0
+        try:
+            greet(self._wire, name, self._stream.noise)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._known: dict[str, Manifest] = {}
+
+    @property
+    def wire_bytes(self) -> int:
+        return self._wire.sent_bytes + self._wire.received_bytes
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _call(self, verb: str, arguments: dict[str, Any]) -> None:
+        self._calls += 1
+        self._wire.send(Frame(call=Call(id=self._calls, verb=verb, arguments=json.dumps(arguments))))
+
+    def _answer(self) -> dict[str, Any]:
+        frame = self._wire.receive()
+        if frame.WhichOneof("body") == "failure":
+            raise from_dict(json.loads(frame.failure.error))
+        if frame.WhichOneof("body") != "reply":
+            raise ProtocolError("the target answered out of turn")
+        result: dict[str, Any] = json.loads(frame.reply.result)
+        return result
+
+    def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Make a call that takes no content. Raises: MigrateError."""
+        self._call(verb, arguments)
+        return self._answer()
+
+    def send_tree(self, root: Path, target_root: str, on_progress: OnProgress) -> Shipped:
+        """Make the target's copy of a tree equal to what it is now; from the second time on only differences go.
+
+        Raises: TransferFailed, ConnectionLost; the target says why it cannot write.
+        """
+        started = time.monotonic()
+        now = scan(root)
+        difference = manifest.delta(self._known.get(target_root, {}), now)
+        self._call("receive_tree", {"root": target_root})
+        told, total = started, difference.size_bytes
+
+        def on_bytes() -> None:
+            nonlocal told
+            if time.monotonic() - told > _PROGRESS_EVERY_S:
+                told = time.monotonic()
+                on_progress(sender.sent_bytes, total)
+
+        sender = TreeSender(self._wire, root, on_bytes)
+        try:
+            for path in difference.remove:
+                sender.remove(path)
+            self._send(sender, difference)
+            self._wire.send(Frame(end_of_tree=EndOfTree(entries=len(difference.send) + len(difference.remove))))
+        except ConnectionLost:
+            # The target may have said why before it closed.
+            self._answer()
+            raise
+        finally:
+            sender.close()
+        answer = self._answer()
+        if answer["content_bytes"] != sender.sent_bytes:
+            raise TransferFailed(f"the target got {answer['content_bytes']} of the {sender.sent_bytes} bytes of {root}")
+        self._known[target_root] = now
+        return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, time.monotonic() - started)
+
+    @staticmethod
+    def _send(sender: TreeSender, difference: manifest.Delta) -> None:
+        first: dict[tuple[int, int], bytes] = {}
+        for item in difference.send:
+            linked = item.is_file and item.links > 1
+            if sender.send(item, first.get(item.inode) if linked else None) and linked:
+                first.setdefault(item.inode, item.path)

@@ -1,0 +1,122 @@
+"""The steps of a move as a table: for each phase what is done on which host, and what undoes it.
+
+An undo is idempotent, and is called for every step that was begun, the last one first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from migrate import host as hosts
+from migrate.errors import MigrateError
+from migrate.host import Host
+from migrate.phase import Phase
+from migrate.plan import Plan
+from migrate.session import OnEvent, Session
+
+# A pass over the files is repeated while the last one sent more than this, but not for ever: a container that
+# writes faster than the link carries would never be done.
+SMALL_PASS_BYTES = 1 << 20
+MAX_PASSES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the steps act on."""
+
+    plan: Plan
+    source: Session
+    target: Session
+    host: Host
+    remote_command: str
+    on_event: OnEvent
+
+
+Details = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    phase: Phase
+    do: Callable[[Context], Details]
+    undo: Callable[[Context], None] | None = None
+
+
+def _prepare(c: Context) -> Details:
+    plan = c.plan
+    c.source.call("begin", migration_id=plan.migration_id, container=plan.container)
+    c.target.call("begin", migration_id=plan.migration_id, container=plan.container)
+    c.target.call("prepare", bundle=plan.bundle)
+    argv = hosts.bulk_command(c.host, f"{c.remote_command} agent")
+    c.source.call("open_data", argv=argv, name=c.host.name)
+    return {}
+
+
+def _discard(c: Context) -> None:
+    try:
+        c.target.call("discard")
+    finally:
+        c.source.call("leave")
+
+
+def _precopy(c: Context) -> Details:
+    passes = []
+    for _ in range(MAX_PASSES):
+        shipped = c.source.call("ship_bundle", c.on_event, bundle=c.plan.bundle)
+        passes.append(shipped)
+        if shipped["content_bytes"] <= SMALL_PASS_BYTES:
+            break
+    # Started while the container still runs, so that no process has to start in the downtime.
+    flags = list(c.plan.criu_flags)
+    c.source.call("hold_checkpoint", container=c.plan.container, flags=flags)
+    c.target.call("hold_restore", container=c.plan.container, bundle=c.plan.bundle, flags=flags)
+    return {"passes": passes}
+
+
+def _let_go(c: Context) -> None:
+    # The target first: it must not run before the source does.
+    try:
+        c.target.call("abort")
+    finally:
+        c.source.call("abort")
+
+
+def _freeze(c: Context) -> Details:
+    return c.source.call("freeze", c.on_event, bundle=c.plan.bundle)
+
+
+def _ship(c: Context) -> Details:
+    return c.source.call("ship_images", c.on_event)
+
+
+def _restore(c: Context) -> Details:
+    return c.target.call("restore")
+
+
+STEPS: tuple[Step, ...] = (
+    Step(Phase.PREPARE, _prepare, _discard),
+    Step(Phase.PRECOPY, _precopy, _let_go),
+    Step(Phase.FREEZE, _freeze),
+    Step(Phase.SHIP, _ship),
+    Step(Phase.RESTORE, _restore),
+)
+
+
+def finish(c: Context) -> Details:
+    """Clear up after the commit: durable files on the target first, then nothing more on the source."""
+    stats = _target_stats(c)
+    c.target.call("settle")
+    c.source.call("forget", container=c.plan.container, bundle=None if c.plan.keep_source else c.plan.bundle)
+    c.source.call("leave")
+    c.target.call("leave")
+    return {"restore_stats": stats}
+
+
+def _target_stats(c: Context) -> Details:
+    try:
+        stats: Details = c.target.call("done")["stats"]
+    except MigrateError:  # it runs; only its statistics are lost
+        return {}
+    return stats

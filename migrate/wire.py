@@ -1,0 +1,109 @@
+"""Frames over a pair of byte streams, with sizes bounded: what comes in may be hostile."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from migrate import PROTOCOL, __version__
+from migrate.errors import ConnectionLost, HostUnfit, ProtocolError
+from migrate.wire_pb2 import Frame, Hello
+
+MAX_FRAME_BYTES = 4 << 20
+MAX_RAW_BYTES = 1 << 20
+_RAW = 1 << 31
+
+
+class Stream(Protocol):
+    """Bytes in and out. Both raise ConnectionLost; `read_into` fills the whole buffer."""
+
+    def read_into(self, buffer: memoryview) -> None: ...
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Wire:
+    """Sends and receives frames; counts the bytes of both directions."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.sent_bytes = self.received_bytes = 0
+        self._head = bytearray(4)
+
+    def send(self, frame: Frame) -> None:
+        """Send one frame. Raises: ConnectionLost, ProtocolError."""
+        data = frame.SerializeToString()
+        if len(data) > MAX_FRAME_BYTES:
+            raise ProtocolError(f"a frame of {len(data)} bytes is more than the {MAX_FRAME_BYTES} allowed")
+        self.stream.write(struct.pack(">I", len(data)) + data)
+        self.sent_bytes += 4 + len(data)
+
+    def send_raw(self, data: memoryview) -> None:
+        """Send file content, at most MAX_RAW_BYTES. Raises: ConnectionLost."""
+        self.stream.write(struct.pack(">I", _RAW | len(data)))
+        self.stream.write(data)
+        self.sent_bytes += 4 + len(data)
+
+    def _read_head(self) -> int:
+        self.stream.read_into(memoryview(self._head))
+        self.received_bytes += 4
+        return int(struct.unpack(">I", self._head)[0])
+
+    def receive(self) -> Frame:
+        """Return the next frame. Raises: ConnectionLost, ProtocolError."""
+        length = self._read_head()
+        if length > MAX_FRAME_BYTES:
+            raise ProtocolError("the other side sent a frame that is too large, or something that is no frame")
+        data = bytearray(length)
+        self.stream.read_into(memoryview(data))
+        self.received_bytes += length
+        frame = Frame()
+        try:
+            frame.ParseFromString(bytes(data))
+        except DecodeError as e:
+            raise ProtocolError("the other side sent something that is no frame") from e
+        return frame
+
+    def receive_raw(self, buffer: memoryview) -> int:
+        """Fill `buffer` with the next piece of file content; return its length. Raises: ConnectionLost, ProtocolError."""
+        length = self._read_head()
+        if not length & _RAW or length - _RAW > len(buffer) or length == _RAW:
+            raise ProtocolError("the other side sent something else than the file content that it had announced")
+        length -= _RAW
+        self.stream.read_into(buffer[:length])
+        self.received_bytes += length
+        return length
+
+
+def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> str:
+    """Exchange hellos; return the other side's version.
+
+    `noise` tells what the other side printed on its stderr, for the error.
+
+    Raises: HostUnfit, ConnectionLost.
+    """
+    wire.send(Frame(hello=Hello(protocol=PROTOCOL, version=__version__)))
+    try:
+        frame = wire.receive()
+    except ProtocolError as e:
+        raise HostUnfit(
+            f"{who}: what answered is no Ferry agent",
+            hint="a shell start-up file on that host must print nothing when it is not interactive",
+        ) from e
+    except ConnectionLost as e:
+        said = noise().strip()
+        raise HostUnfit(
+            f"{who}: no Ferry agent could be started there{': ' + said if said else ''}",
+            hint="install Ferry there, with `migrate` on the PATH that sshd gives, or name it with --remote-command",
+        ) from e
+    if frame.WhichOneof("body") != "hello" or frame.hello.protocol != PROTOCOL:
+        raise HostUnfit(
+            f"{who}: Ferry {frame.hello.version or 'of unknown version'} there speaks protocol {frame.hello.protocol}, this one {PROTOCOL}",
+            hint="install the same version on both hosts",
+        )
+    return str(frame.hello.version)
