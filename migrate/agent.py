@@ -108,14 +108,16 @@ class Agent:
     def ping(self) -> None:
         """Say that the coordinator is there."""
 
-    def facts(self, bundle: str | None = None, bind_sources: tuple[str, ...] = (), container: str | None = None) -> dict[str, Any]:
+    def facts(
+        self, bundle: str | None = None, bind_sources: tuple[str, ...] = (), container: str | None = None
+    ) -> dict[str, Any]:
         return to_json(probe.host_facts(bundle, list(bind_sources), container))
 
     def container(self, container: str) -> dict[str, Any]:
         facts = probe.container_facts(container)
         return {"container": None if facts is None else to_json(facts)}
 
-    def list(self) -> dict[str, Any]:
+    def containers(self) -> dict[str, Any]:
         return {"containers": probe.list_containers()}
 
     def begin(self, migration_id: str, container: str) -> None:
@@ -228,7 +230,13 @@ class Agent:
     def hold_checkpoint(self, container: str, flags: list[str]) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
         migration = self._migration()
-        arguments = ["checkpoint", "--image-path", str(places.images(migration)), "--decision", str(places.decision(migration))]
+        arguments = [
+            "checkpoint",
+            "--image-path",
+            str(places.images(migration)),
+            "--decision",
+            str(places.decision(migration)),
+        ]
         self._held = Held([*arguments, *_checked(flags)], container)
         self._held.event("ready", _HOLD_READY_S)
 
@@ -367,7 +375,7 @@ VERBS: dict[str, Verb] = {
     "ping": Verb(Agent.ping, 15, True),
     "facts": Verb(Agent.facts, 60, True),
     "container": Verb(Agent.container, 120, True),
-    "list": Verb(Agent.list, 60, True),
+    "list": Verb(Agent.containers, 60, True),
     "status": Verb(Agent.status, 60, True),
     "begin": Verb(Agent.begin, 30, False),
     "leave": Verb(Agent.leave, 60, True),

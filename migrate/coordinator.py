@@ -55,9 +55,7 @@ class Survey:
         except BaseException:
             self.close()
             raise
-        self.findings: list[Finding] = preflight.examine(
-            request.container, self.source_facts, self.container, self.target_facts
-        )
+        self.findings: list[Finding] = preflight.examine(request.container, self.source_facts, self.container, self.target_facts)
 
     def _open(self, session: Session) -> Session:
         self._sessions.append(session)

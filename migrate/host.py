@@ -74,7 +74,12 @@ def parse(name: str, config: dict[str, list[str]], names_ciphers: bool) -> Host:
 def _ssh_g(name: str, *options: str) -> dict[str, list[str]]:
     try:
         done = subprocess.run(
-            ["ssh", "-G", *options, name], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False
+            ["ssh", "-G", *options, name],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except FileNotFoundError:
         raise HostUnreachable("the ssh command is not installed", hint="install openssh-client") from None

@@ -36,7 +36,12 @@ class Journal:
 
     def append(self, phase: str, mark: str, *, durable: bool = False, **fields: Any) -> None:
         """Write one entry; a durable one is on disk when this returns. Raises: MigrateError."""
-        entry = {"seq": self._seq, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "phase": phase, "mark": mark}
+        entry = {
+            "seq": self._seq,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "phase": phase,
+            "mark": mark,
+        }
         text = json.dumps({**entry, **fields})
         faults.strike(f"{phase}.{mark}", "before")
         try:

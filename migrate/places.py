@@ -1,11 +1,11 @@
 """Where things are on a host. Pure.
 
-    /run/ferry/migrate/ID/        of a move under way, on both hosts: 0700, on tmpfs, gone at its end
-        images/                   the checkpoint
-        decision                  on the source, from the moment of the decision
-        owner                     which process holds the move
-    /run/ferry/migrate/locks/     one file for each container that is being moved
-    /var/lib/ferry/migrations/ID/ on the source: the journal and the report, kept
+/run/ferry/migrate/ID/        of a move under way, on both hosts: 0700, on tmpfs, gone at its end
+    images/                   the checkpoint
+    decision                  on the source, from the moment of the decision
+    owner                     which process holds the move
+/run/ferry/migrate/locks/     one file for each container that is being moved
+/var/lib/ferry/migrations/ID/ on the source: the journal and the report, kept
 """
 
 from __future__ import annotations

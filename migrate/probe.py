@@ -110,9 +110,7 @@ def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
             for m in document.get("mounts") or ()
             if m.get("type") in ("bind", "rbind") or {"bind", "rbind"} & set(m.get("options") or ())
         ),
-        namespace_paths=tuple(
-            n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")
-        ),
+        namespace_paths=tuple(n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")),
     )
 
 

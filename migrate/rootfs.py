@@ -129,7 +129,13 @@ class TreeSender:
     @staticmethod
     def _entry(item: Item) -> Entry:
         return Entry(
-            path=item.path, mode=item.mode, uid=item.uid, gid=item.gid, mtime_ns=item.mtime_ns, size=item.size, rdev=item.rdev
+            path=item.path,
+            mode=item.mode,
+            uid=item.uid,
+            gid=item.gid,
+            mtime_ns=item.mtime_ns,
+            size=item.size,
+            rdev=item.rdev,
         )
 
     def _send(self, item: Item, parent: int, name: bytes, hard_link_to: bytes | None) -> bool:

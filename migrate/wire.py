@@ -103,7 +103,8 @@ def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> str:
         ) from e
     if frame.WhichOneof("body") != "hello" or frame.hello.protocol != PROTOCOL:
         raise HostUnfit(
-            f"{who}: Ferry {frame.hello.version or 'of unknown version'} there speaks protocol {frame.hello.protocol}, this one {PROTOCOL}",
+            f"{who}: Ferry {frame.hello.version or 'of unknown version'} there speaks protocol {frame.hello.protocol}, "
+            f"this one {PROTOCOL}",
             hint="install the same version on both hosts",
         )
     return str(frame.hello.version)

@@ -56,7 +56,12 @@ class ProcessStream(FdStream):
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=env, start_new_session=True
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=env,
+                start_new_session=True,
             )
         except OSError as e:
             raise ConnectionLost(f"cannot start {argv[0]}: {e.strerror}") from e

@@ -21,7 +21,8 @@ class _Refuse(paramiko.MissingHostKeyPolicy):
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:
         raise HostKeyUnknown(
-            f"{hostname}: its {key.get_name()} host key is not known", hint=f"compare it, then connect once by hand: ssh {hostname}"
+            f"{hostname}: its {key.get_name()} host key is not known",
+            hint=f"compare it, then connect once by hand: ssh {hostname}",
         )
 
 
@@ -35,11 +36,11 @@ class SshStream:
         self._host = host
         self.timeout_s: float | None = None
         self._client = paramiko.SSHClient()
+        self._known = paramiko.HostKeys()
         for path in host.known_hosts:
             with contextlib.suppress(OSError):
-                self._client.load_system_host_keys(
-                    str(Path(path).expanduser())
-                )
+                self._known.load(str(Path(path).expanduser()))
+                self._client.load_system_host_keys(str(Path(path).expanduser()))
         self._client.set_missing_host_key_policy(_Refuse())
         sock = self._socket()
         try:
@@ -84,10 +85,10 @@ class SshStream:
                 host.host_key_alias or self._known_as(),
                 port=22 if host.host_key_alias else host.port,
                 username=host.user,
-                key_filename=keys or None,
+                key_filename=keys or None,  # type: ignore[arg-type]  # a list is documented, too
                 allow_agent=not host.identities_only,
                 look_for_keys=False,
-                sock=sock,  # type: ignore[arg-type]
+                sock=sock,
                 timeout=_CONNECT_TIMEOUT_S,
                 banner_timeout=_CONNECT_TIMEOUT_S,
                 auth_timeout=_CONNECT_TIMEOUT_S,
@@ -99,7 +100,8 @@ class SshStream:
             ) from e
         except paramiko.AuthenticationException as e:
             raise AuthenticationFailed(
-                f"{host.name}: user {host.user} was not let in: {e}", hint="does `ssh -o BatchMode=yes` get in without asking?"
+                f"{host.name}: user {host.user} was not let in: {e}",
+                hint="does `ssh -o BatchMode=yes` get in without asking?",
             ) from e
         except (paramiko.SSHException, OSError, EOFError) as e:
             raise HostUnreachable(f"{host.name}: SSH with {host.hostname} port {host.port} failed: {e}") from e
@@ -107,11 +109,10 @@ class SshStream:
     def _known_as(self) -> str:
         """The name under which known_hosts has the host: as typed, or what the configuration makes of it."""
         typed = self._host.name.rpartition("@")[2]
-        keys = self._client._system_host_keys
         port = self._host.port
         names = [self._host.hostname, typed]
         for name in names:
-            if keys.lookup(name if port == 22 else f"[{name}]:{port}"):
+            if self._known.lookup(name if port == 22 else f"[{name}]:{port}"):
                 return name
         return self._host.hostname
 

@@ -42,9 +42,7 @@ class Layout:
 
     def of(self, controller: str) -> Hierarchy | None:
         """Return the tree that carries a v1 controller ("" for the v2 tree)."""
-        return next(
-            (h for h in self.hierarchies if (h.key == "" if controller == "" else controller in h.controllers)), None
-        )
+        return next((h for h in self.hierarchies if (h.key == "" if controller == "" else controller in h.controllers)), None)
 
 
 def detect(mounts: list[Mount], own_cgroup: str) -> Layout:

@@ -135,7 +135,8 @@ class Manager:
             (directory / write.file).write_text(write.value)
         except FileNotFoundError as e:
             raise ContainerError(
-                f"{write.why}: {directory / write.file} does not exist", hint="the kernel or this cgroup lacks the controller"
+                f"{write.why}: {directory / write.file} does not exist",
+                hint="the kernel or this cgroup lacks the controller",
             ) from e
         except OSError as e:
             raise KernelError(f"{write.why}: cannot write {write.value!r} to {directory / write.file}", e.errno or 0) from e

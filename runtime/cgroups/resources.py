@@ -95,6 +95,5 @@ def _or_max(value: int | None, zero_is_unset: bool = False) -> str | None:
 def v1_device_writes(rules: list[tuple[bool, str]]) -> list[Write]:
     """Return the writes to devices.allow and devices.deny for rules as (allow, text)."""
     return [
-        Write("devices", "devices.allow" if allow else "devices.deny", text, "/linux/resources/devices")
-        for allow, text in rules
+        Write("devices", "devices.allow" if allow else "devices.deny", text, "/linux/resources/devices") for allow, text in rules
     ]

@@ -22,6 +22,7 @@ from runtime.criu.options import CgroupsMode, CheckpointOptions
 @click.pass_obj
 def command(
     g: Globals,
+    /,
     image_path: Path | None,
     work_path: Path | None,
     leave_running: bool,

@@ -17,7 +17,10 @@ from runtime.process.foreground import Foreground
 from runtime.spec.config import Process, parse_process
 
 
-@click.command(help="Run a process in a container.", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    help="Run a process in a container.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @click.option("--console-socket", help="Unix socket that receives the master of the terminal.")
 @click.option("--cwd", help="Working directory.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Add to the environment.")

@@ -27,7 +27,7 @@ def command(g: Globals, fmt: str, quiet: bool) -> None:
     elif fmt == "json":
         click.echo(json.dumps(found or None))
     else:
-        rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+        rows: list[tuple[str, ...]] = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [tuple(str(d[k]) for k in ("id", "pid", "status", "bundle", "created", "owner")) for d in found]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         for row in rows:

@@ -38,7 +38,7 @@ def console_sender(console_socket: str | None) -> Callable[[int], None] | None:
 
     def send(master: int) -> None:
         try:
-            send_master(console_socket, master, os.ttyname(master) if os.isatty(master) else "console")
+            send_master(console_socket, master, "/dev/ptmx")
         except OSError as e:
             raise KernelError(f"cannot send the terminal to --console-socket {console_socket}", e.errno or 0) from e
         finally:
@@ -70,7 +70,13 @@ def criu_options(f: F) -> F:
         click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
         click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
         click.option("--file-locks", is_flag=True, help="Allow file locks."),
-        click.option("--manage-cgroups-mode", type=modes, default="ignore", show_default=True, help="What CRIU does about cgroups."),
+        click.option(
+            "--manage-cgroups-mode",
+            type=modes,
+            default="ignore",
+            show_default=True,
+            help="What CRIU does about cgroups.",
+        ),
     ):
         f = option(f)
     return f

@@ -12,7 +12,9 @@ from runtime.container.container import Container
 from runtime.errors import ContainerError
 
 
-@click.command(help="List the processes of a container, by ps with its options.", context_settings={"ignore_unknown_options": True})
+@click.command(
+    help="List the processes of a container, by ps with its options.", context_settings={"ignore_unknown_options": True}
+)
 @click.option("-f", "--format", "fmt", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.argument("container_id")
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
@@ -23,7 +25,9 @@ def command(g: Globals, fmt: str, container_id: str, ps_options: tuple[str, ...]
         click.echo(json.dumps(pids))
         return
     try:
-        lines = subprocess.run(["ps", *(ps_options or ("-ef",))], stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
+        lines = subprocess.run(
+            ["ps", *(ps_options or ("-ef",))], stdout=subprocess.PIPE, check=True, text=True
+        ).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError) as e:
         raise ContainerError(f"cannot list processes with ps: {e}") from e
     columns = lines[0].split()

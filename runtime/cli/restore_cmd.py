@@ -28,6 +28,7 @@ from runtime.process.foreground import Foreground
 @click.pass_obj
 def command(
     g: Globals,
+    /,
     container_id: str,
     bundle: Path,
     console_socket: str | None,

@@ -20,8 +20,8 @@ from runtime.container.bundle import Bundle
 from runtime.container.lifecycle import Status, derive, require
 from runtime.container.store import Store
 from runtime.errors import ContainerError, NotFound, SpecError, UsageError, WrongStatus
-from runtime.linux.procfs import read_stat
 from runtime.linux.process import pidfd_open, pidfd_send_signal
+from runtime.linux.procfs import read_stat
 from runtime.process import hooks
 from runtime.process.handshake import connect_to_start, listen_for_start
 from runtime.setup.plan import DEFAULT_DEVICE_RULES

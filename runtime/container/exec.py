@@ -75,14 +75,15 @@ def execute(container: Container, options: ExecOptions, on_console: Callable[[in
     """Start a process in a container; return its pid. Raises: ContainerError."""
     process = decide(container.bundle().spec.process, options)
     if process.terminal and on_console is None:
-        raise UsageError("cannot allocate a terminal: nobody would hold its other end", hint="with --detach give --console-socket")
+        raise UsageError(
+            "cannot allocate a terminal: nobody would hold its other end", hint="with --detach give --console-socket"
+        )
     with container.store.locked(container.id):
         container.refresh()
         status = container.status()
         if not (options.ignore_paused and status == Status.PAUSED):
             require("exec", container.id, status)
         check_capabilities(process)
-
 
         return exec_process.spawn(
             container.state.pid,

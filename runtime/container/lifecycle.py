@@ -63,9 +63,7 @@ def require(verb: str, container_id: str, status: Status) -> None:
     raise WrongStatus(f"{words}: {container_id}" if verb != "delete" else words, hint=hint)
 
 
-def derive(
-    *, pid: int, alive: bool, waits_for_start: bool, frozen: bool, being_created: bool
-) -> Status:
+def derive(*, pid: int, alive: bool, waits_for_start: bool, frozen: bool, being_created: bool) -> Status:
     """Tell a container's status from what is seen of it; nothing of it is stored, so no crash can make it wrong."""
     if not pid or not alive:
         return Status.CREATING if being_created and not pid else Status.STOPPED

@@ -46,7 +46,12 @@ def checkpoint(container: Container, options: CheckpointOptions, controller: Con
         try:
             with Session() as session:
                 session.run(
-                    "DUMP", request.dump(options, facts), options.image_path, options.work_path, request.DUMP_LOG, dump.on_notify
+                    "DUMP",
+                    request.dump(options, facts),
+                    options.image_path,
+                    options.work_path,
+                    request.DUMP_LOG,
+                    dump.on_notify,
                 )
         finally:
             dump.let_go()

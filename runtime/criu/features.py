@@ -31,8 +31,13 @@ def examine() -> dict[str, str]:
     kernel = platform.release()
     if version < needed(kernel):
         minimum = ".".join(map(str, needed(kernel)))
-        return {**found, "org.criu.error": f"CRIU {found['org.criu.version']} is too old: kernel {kernel} needs {minimum}"}
-    check = subprocess.run([found["org.criu.path"], "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return {
+            **found,
+            "org.criu.error": f"CRIU {found['org.criu.version']} is too old: kernel {kernel} needs {minimum}",
+        }
+    check = subprocess.run(
+        [found["org.criu.path"], "check"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if check.returncode:
         lines = [line for line in check.stderr.splitlines() if "Error" in line and "rlimit" not in line]
         return {**found, "org.criu.error": f"criu check fails: {lines[-1] if lines else 'no reason given'}"}

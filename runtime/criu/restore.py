@@ -98,7 +98,9 @@ def restore(
                 external = [(key, fd) for fd, key in joins]
                 if images.load_notes(options.image_path).get("network") == "rebuild":
                     if own_network is None:
-                        raise ContainerError(f"the images in {options.image_path} need a container with a network namespace of its own")
+                        raise ContainerError(
+                            f"the images in {options.image_path} need a container with a network namespace of its own"
+                        )
                     external.append((network.NAMESPACE_KEY["network"], own_network))
                 opts = request.restore(
                     options,

@@ -8,7 +8,17 @@ import signal
 from runtime.linux import const
 from runtime.linux.libc import check, clone, libc, syscall
 
-__all__ = ["clone", "close_from", "die_with_parent", "new_session_keyring", "no_new_privs", "pidfd_open", "pidfd_send_signal", "prctl", "reset_signals"]
+__all__ = [
+    "clone",
+    "close_from",
+    "die_with_parent",
+    "new_session_keyring",
+    "no_new_privs",
+    "pidfd_open",
+    "pidfd_send_signal",
+    "prctl",
+    "reset_signals",
+]
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

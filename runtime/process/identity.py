@@ -39,7 +39,7 @@ def limit(pid: int, process: Process) -> None:
             raise KernelError(f"cannot set {r.type} to {r.soft}:{r.hard}", number) from e
     if process.oom_score_adj is not None:
         try:
-            with open(f"/proc/{pid}/oom_score_adj", "w") as f:  # noqa: PTH123
+            with open(f"/proc/{pid}/oom_score_adj", "w") as f:
                 f.write(str(process.oom_score_adj))
         except OSError as e:
             raise KernelError(f"cannot set oom_score_adj to {process.oom_score_adj}", e.errno or errno.EIO) from e
@@ -105,7 +105,7 @@ def environment(process: Process) -> dict[str, str]:
 
 def _home(uid: int) -> str:
     try:
-        with open("/etc/passwd", encoding="utf-8", errors="replace") as f:  # noqa: PTH123
+        with open("/etc/passwd", encoding="utf-8", errors="replace") as f:
             for line in f:
                 fields = line.rstrip("\n").split(":")
                 if len(fields) > 5 and fields[2] == str(uid):

@@ -104,7 +104,13 @@ class Performer:
             raise ContainerError(f"cannot bind {op.source} on {op.destination}: the source does not exist")
         self._ensure(op.destination, directory=not bind or os.path.isdir(op.source))
         with self._opened(op.destination) as target:
-            m.mount(op.source, target, None if bind else op.fstype, op.flags & (~_BIND_FLAGS if bind else -1), op.data or None)
+            m.mount(
+                op.source,
+                target,
+                None if bind else op.fstype,
+                op.flags & (~_BIND_FLAGS if bind else -1),
+                op.data or None,
+            )
         # Flags of a bind mount take effect by a remount only.
         if bind and op.flags & _BIND_FLAGS:
             self._remount(op.destination, op.flags & _BIND_FLAGS)

@@ -97,8 +97,7 @@ def plan(spec: Spec, bundle: str) -> SetupPlan:
 def needs_devices(spec: Spec) -> bool:
     """Say whether /dev is ours to fill: not when the host's own is bound there."""
     return not any(
-        destination(m.destination) == "/dev" and (m.type == "bind" or {"bind", "rbind"} & set(m.options))
-        for m in spec.mounts
+        destination(m.destination) == "/dev" and (m.type == "bind" or {"bind", "rbind"} & set(m.options)) for m in spec.mounts
     )
 
 

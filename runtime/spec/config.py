@@ -239,7 +239,9 @@ def resources(r: Reader) -> Resources:
     return Resources(
         memory=Memory(*(memory.integer_or_none(n) for n in ("limit", "reservation", "swap"))),
         cpu=Cpu(
-            *(cpu.integer_or_none(n) for n in ("shares", "quota", "period")),
+            shares=cpu.integer_or_none("shares"),
+            quota_us=cpu.integer_or_none("quota"),
+            period_us=cpu.integer_or_none("period"),
             cpus=cpu.text_or_none("cpus") or None,
             mems=cpu.text_or_none("mems") or None,
         ),

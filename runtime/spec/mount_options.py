@@ -55,7 +55,16 @@ PROPAGATION: dict[str, int] = {
 
 _UNSUPPORTED = frozenset(
     ["tmpcopyup", "rro", "rrw", "rnosuid", "rsuid", "rnodev", "rdev", "rnoexec", "rexec", "rnoatime", "ratime"]
-    + ["rnodiratime", "rdiratime", "rrelatime", "rnorelatime", "rstrictatime", "rnostrictatime", "rnosymfollow", "nosymfollow"]
+    + [
+        "rnodiratime",
+        "rdiratime",
+        "rrelatime",
+        "rnorelatime",
+        "rstrictatime",
+        "rnostrictatime",
+        "rnosymfollow",
+        "nosymfollow",
+    ]
 )
 
 

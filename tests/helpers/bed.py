@@ -1,0 +1,90 @@
+"""Two hosts on this machine, by scripts/bed: the same that the demo and the benchmarks use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = "/var/lib/ferry/bundles"
+
+
+class Bed:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.directory = Path(f"/var/tmp/ferry-{name}")
+
+    def _bed(self, *args: str) -> list[str]:
+        return [str(ROOT / "scripts/bed"), self.name, *args]
+
+    def up(self) -> None:
+        subprocess.run(self._bed("up"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+    def down(self) -> None:
+        subprocess.run(self._bed("down"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+    def argv(self, host: str, *args: str) -> list[str]:
+        return self._bed("exec", host, *args)
+
+    def run(self, host: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host and return what came of it."""
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options.update(kwargs)
+        return subprocess.run(self.argv(host, *args), text=True, timeout=100, check=False, **options)
+
+    def ok(self, host: str, *args: str) -> str:
+        """Run a command that must succeed; return its output."""
+        done = self.run(host, *args)
+        assert done.returncode == 0, f"{host}# {' '.join(args)}: status {done.returncode}: {done.stdout}{done.stderr}"
+        return str(done.stdout)
+
+    def path(self, host: str, path: str) -> Path:
+        """Return where a path below a host's /var/lib is on this machine."""
+        return self.directory / host / "varlib" / Path(path).relative_to("/var/lib")
+
+    def move(self, source: str, container: str, target: str, *options: str) -> dict[str, Any]:
+        """Move a container; return the report and fail unless it was completed."""
+        done = self.run(source, "migrate", "move", "--json", *options, container, target)
+        assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
+        report: dict[str, Any] = json.loads(done.stdout)
+        assert report["outcome"] == "COMPLETED"
+        return report
+
+    def status(self, host: str, container: str) -> str | None:
+        """Return a container's status on a host, None where it is not known."""
+        done = self.run(host, "runtime", "state", container)
+        return str(json.loads(done.stdout)["status"]) if done.returncode == 0 else None
+
+    def start(self, host: str, bundle: str, container: str) -> None:
+        null = subprocess.DEVNULL
+        done = self.run(host, "runtime", "run", "--detach", "--bundle", bundle, container, stdout=null, stderr=null)
+        assert done.returncode == 0, self.run(host, "runtime", "run", "--detach", "--bundle", bundle, container).stderr
+
+    def clean(self) -> None:
+        """Remove every container and bundle of both hosts."""
+        for host in ("host1", "host2"):
+            for container in self.ok(host, "runtime", "list", "--quiet").split():
+                self.ok(host, "runtime", "delete", "--force", container)
+            self.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry")
+
+    def inventory(self, host: str) -> dict[str, list[str]]:
+        """Return what a host holds: mounts, cgroups, processes, firewall rules, files. The journals of moves are kept on purpose."""
+        script = r"""
+            echo MOUNTS; awk '{print $5}' /proc/self/mountinfo
+            echo CGROUPS; find /sys/fs/cgroup -mindepth 2 -type d
+            echo PROCESSES; ps -eo pid=,args= | grep -vE 'ps -eo|grep -vE|sh -c|sort|sleep 3600|awk|sshd: root|find '
+            echo RULES; nft list ruleset; ip -o link show
+            echo NETNS; ls /run/netns
+            echo FILES; find /run /tmp /var/lib/ferry -not -path '/var/lib/ferry/migrations*' -not -path '/run/sshd*'
+        """
+        found: dict[str, list[str]] = {}
+        section = ""
+        for line in self.ok(host, "sh", "-c", script).splitlines():
+            if line.isupper() and line.isalpha():
+                section = line
+                found[section] = []
+            else:
+                found[section].append(line.strip())
+        return {k: sorted(v) for k, v in found.items()}

@@ -1,0 +1,57 @@
+"""What the machine holds besides files: the tests compare it before and after."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    netns: frozenset[str]
+    processes: frozenset[tuple[int, str]]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        mounts = frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        cgroups = frozenset(base for base, _, _ in os.walk("/sys/fs/cgroup") if "/process_api" not in base)
+        netns = frozenset(os.listdir("/run/netns")) if Path("/run/netns").exists() else frozenset()
+        return cls(mounts, cgroups, netns, frozenset(_processes()))
+
+    def _difference(self, before: Snapshot) -> list[str]:
+        left = [f"mount {m}" for m in self.mounts - before.mounts]
+        left += [f"cgroup {c}" for c in self.cgroups - before.cgroups]
+        left += [f"network namespace {n}" for n in self.netns - before.netns]
+        left += [f"process {p} {c}" for p, c in self.processes - before.processes]
+        return sorted(left)
+
+    def more_than(self, before: Snapshot, patience_s: float = 5.0) -> list[str]:
+        """Return what is there now and was not before. What is ending at this moment gets some time for it."""
+        deadline = time.monotonic() + patience_s
+        now = self
+        while left := now._difference(before):
+            if time.monotonic() > deadline:
+                return left
+            time.sleep(0.05)
+            now = Snapshot.take()
+        return []
+
+
+def _processes() -> set[tuple[int, str]]:
+    """Every process below this one or below init that is no kernel thread; pytest itself does not count."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if command and state != "Z":
+            found.add((int(entry.name), command[:80]))
+    return found
