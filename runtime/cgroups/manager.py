@@ -63,6 +63,14 @@ class Manager:
         h = self.layout.of(controller)
         return Path(self.paths[h.key]) if h and h.key in self.paths else None
 
+    def relative_paths(self) -> dict[str, str]:
+        """Return the directories relative to their trees: each v1 controller's name, "" for v2 -> path."""
+        return {
+            name: self.paths[h.key].removeprefix(h.mount_point) or "/"
+            for h, _ in self._trees()
+            for name in (h.controllers or ("",))
+        }
+
     @property
     def freezer_path(self) -> str | None:
         """The directory that freezes the container: v1's freezer, else v2's."""

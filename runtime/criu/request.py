@@ -53,8 +53,11 @@ def dump(options: CheckpointOptions, facts: ContainerFacts) -> dict[str, Any]:
         "pid": facts.pid,
         "leave_running": options.leave_running,
         "root": facts.rootfs,
-        "ext_mnt": [{"key": destination, "val": destination} for destination in facts.binds],
-        "external": [*facts.external_namespaces, *facts.external_files],
+        "external": [
+            *(f"mnt[{destination}]:{destination}" for destination in facts.binds),
+            *facts.external_namespaces,
+            *facts.external_files,
+        ],
         "freeze_cgroup": facts.freezer_path,
         "network_lock": network_lock(facts, options.tcp_established),
     }
@@ -73,7 +76,7 @@ def restore(
         **_common(options, RESTORE_LOG),
         "root": rootfs,
         "rst_sibling": True,
-        "ext_mnt": [{"key": destination, "val": source} for destination, source in binds.items()],
+        "external": [f"mnt[{destination}]:{source}" for destination, source in binds.items()],
         "inherit_fd": [{"key": key, "fd": fd} for key, fd in (*inherit, *external_namespaces)],
     }
     if options.cgroups_mode != CgroupsMode.IGNORE:

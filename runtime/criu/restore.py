@@ -74,14 +74,17 @@ def restore(
             if manager.pids():
                 raise ContainerError(f"cgroup of container {container_id} holds processes already: {manager.pids()}")
             made_cgroups = True
-            manager.create()
-            manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
+            # Strict means that CRIU makes the cgroups, and refuses to when they are there.
+            if options.cgroups_mode != CgroupsMode.STRICT:
+                manager.create()
+                manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
             root = _private_root(bundle.rootfs)
             own_network = network.make_namespace(spec) if network.can_rebuild(spec) else None
             own_cgroups = spec.linux.namespace("cgroup") is not None and options.cgroups_mode == CgroupsMode.IGNORE
 
             def in_child() -> None:
-                manager.apply(os.getpid())
+                if options.cgroups_mode != CgroupsMode.STRICT:
+                    manager.apply(os.getpid())
                 if own_cgroups:
                     namespace.unshare(const.CLONE_NEWCGROUP)
 
@@ -105,10 +108,11 @@ def restore(
                 opts = request.restore(
                     options,
                     str(root),
-                    bind_mounts(spec, str(bundle.path)),
+                    # CRIU does not follow links to a source, as mount(2) does.
+                    {d: os.path.realpath(s) for d, s in bind_mounts(spec, str(bundle.path)).items()},
                     inherit,
                     tuple(external),
-                    manager.paths,
+                    manager.relative_paths(),
                 )
                 session.run("RESTORE", opts, options.image_path, options.work_path, request.RESTORE_LOG, held.on_notify)
                 held.resume()
@@ -165,8 +169,10 @@ class _Restore:
 
     def resume(self) -> None:
         """Let a held container run; says so at once, since its users wait for nothing else."""
+        # Also what was not held: with its own ways of managing cgroups CRIU restores the freezer's state, too, and
+        # at the dump that was frozen.
+        self._manager.thaw()
         if self._frozen and self._controller is not None:
-            self._manager.thaw()
             self._controller.say("resumed")
 
 

@@ -51,7 +51,7 @@ class SetupPlan:
 
 def destination(path: str) -> str:
     """Return a destination as an absolute path without `..` that climbs; links are resolved when it is opened."""
-    return posixpath.normpath("/" + path)
+    return posixpath.normpath("/" + path.lstrip("/"))  # POSIX keeps two leading slashes
 
 
 def plan(spec: Spec, bundle: str) -> SetupPlan:

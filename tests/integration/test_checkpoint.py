@@ -197,9 +197,9 @@ def test_a_terminal_comes_back_through_the_console_socket(oci: Oci, bundles: Bun
 
 @pytest.mark.ferry
 def test_an_established_connection_needs_the_flag(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
-    bundle = bundles("sh", "-c", "nc -l -p 77 >/dev/null & sleep 0.3; (sleep 1000) | nc 127.0.0.1 77")
+    bundle = bundles("sh", "-c", "sleep 1000 | nc -l -p 77 & sleep 0.3; sleep 1000 | nc 127.0.0.1 77")
     oci.detached(bundle, "c")
-    wait_for(lambda: oci.ok("exec", "c", "cat", "/proc/net/tcp").count(" 01 ") == 2, "a connection")
+    wait_for(lambda: oci.ok("exec", "c", "cat", "/proc/net/tcp", "/proc/net/tcp6").count(" 01 ") == 2, "a connection")
     done = oci.run("checkpoint", "--image-path", tmp_path / "images", "c")
     assert done.returncode == 1
     assert "Connected TCP socket" in done.stderr and "give --tcp-established" in done.stderr
@@ -208,7 +208,7 @@ def test_an_established_connection_needs_the_flag(oci: Oci, bundles: BundleMaker
     oci.ok("delete", "c")
     done = _restore(oci, tmp_path / "images2", bundle, "--tcp-established")
     assert done.returncode == 0, done.stderr
-    assert oci.ok("exec", "c", "cat", "/proc/net/tcp").count(" 01 ") == 2
+    assert oci.ok("exec", "c", "cat", "/proc/net/tcp", "/proc/net/tcp6").count(" 01 ") == 2
 
 
 @pytest.mark.ferry
