@@ -79,7 +79,7 @@ def test_restored_twice_from_one_directory_under_another_name(oci: Oci, counting
     at = len(numbers(counting / "rootfs/count"))
     for name in ("again", "once-more"):
         assert _restore(oci, tmp_path / "images", counting, container=name).returncode == 0
-        wait_for(lambda: len(numbers(counting / "rootfs/count")) > at, "counting")  # noqa: B023
+        wait_for(lambda: len(numbers(counting / "rootfs/count")) > at, "counting")
         oci.ok("delete", "--force", name)
 
 
