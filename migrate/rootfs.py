@@ -19,7 +19,7 @@ import xxhash
 
 from migrate.errors import ProtocolError, TransferFailed
 from migrate.manifest import Item, Manifest
-from migrate.wire import MAX_RAW_BYTES, Wire
+from migrate.wire import PIECE_BYTES, Wire
 from migrate.wire_pb2 import EndOfFile, Entry, Frame, Segment
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,7 +95,7 @@ class TreeSender:
 
     def __init__(self, wire: Wire, root: Path, on_bytes: Callable[[], None]) -> None:
         self._wire, self._root_fd, self._on_bytes = wire, os.open(root, _DIRECTORY), on_bytes
-        self._buffer = memoryview(bytearray(MAX_RAW_BYTES))
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
         self.sent_bytes = 0
 
     def close(self) -> None:
@@ -185,7 +185,7 @@ class TreeSender:
                 break
             os.lseek(fd, start, os.SEEK_SET)
             while start < end:
-                count = os.readv(fd, [self._buffer[: min(MAX_RAW_BYTES, end - start)]])
+                count = os.readv(fd, [self._buffer[: min(PIECE_BYTES, end - start)]])
                 if not count:
                     size = start
                     break
@@ -205,7 +205,7 @@ class TreeReceiver:
 
     def __init__(self, root: Path) -> None:
         self._root_fd = os.open(root, _DIRECTORY)
-        self._buffer = memoryview(bytearray(MAX_RAW_BYTES))
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
         # Times and modes of directories are set at the end: writing into one changes them.
         self._directories: dict[bytes, Entry] = {}
         self.entries = 0
@@ -299,18 +299,17 @@ class TreeReceiver:
                     break
                 if frame.WhichOneof("body") != "segment" or frame.segment.offset < end:
                     raise ProtocolError("the other side sent something else than file content")
-                count = wire.receive_raw(self._buffer)
-                if count != frame.segment.length:
-                    raise ProtocolError("the other side sent another length of file content than it announced")
-                piece = self._buffer[:count]
                 offset = frame.segment.offset
-                while piece:
-                    written = os.pwrite(fd, piece, offset)
-                    digest.update(piece[:written])
-                    piece = piece[written:]
-                    offset += written
+                for piece in wire.receive_raw(self._buffer):
+                    digest.update(piece)
+                    while piece:
+                        written = os.pwrite(fd, piece, offset)
+                        piece = piece[written:]
+                        offset += written
+                if offset != frame.segment.offset + frame.segment.length:
+                    raise ProtocolError("the other side sent another length of file content than it announced")
                 end = offset
-                self.content_bytes += count
+                self.content_bytes += frame.segment.length
             if digest.digest() != frame.end_of_file.digest:
                 raise TransferFailed(f"{os.fsdecode(entry.path)} is not what was sent: its digest differs")
             os.ftruncate(fd, max(end, entry.size))

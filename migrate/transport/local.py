@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import subprocess
 import sys
 import tempfile
-import time
 
 from migrate.errors import ConnectionLost
 
@@ -21,19 +21,24 @@ class FdStream:
         self.timeout_s: float | None = None
         self._poll = select.poll()
         self._poll.register(read_fd, select.POLLIN)
+        for fd in (read_fd, write_fd):
+            _enlarge(fd)
 
     def read_into(self, buffer: memoryview) -> None:
-        deadline = None if self.timeout_s is None else time.monotonic() + self.timeout_s
         while buffer:
-            if deadline is not None and not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise ConnectionLost(f"{self._name} did not answer in {self.timeout_s:.0f} s")
-            try:
-                count = os.readv(self._read_fd, [buffer])
-            except OSError as e:
-                raise ConnectionLost(f"connection to {self._name} is lost: {e.strerror}") from e
-            if count == 0:
-                raise ConnectionLost(f"connection to {self._name} is lost: it was closed there")
-            buffer = buffer[count:]
+            buffer = buffer[self.read_some(buffer) :]
+
+    def read_some(self, buffer: memoryview) -> int:
+        """Read what is there, waiting for at least one byte. Raises: ConnectionLost at the end, and when time is over."""
+        if self.timeout_s is not None and not self._poll.poll(self.timeout_s * 1000):
+            raise ConnectionLost(f"{self._name} did not answer in {self.timeout_s:.0f} s")
+        try:
+            count = os.readv(self._read_fd, [buffer])
+        except OSError as e:
+            raise ConnectionLost(f"connection to {self._name} is lost: {e.strerror}") from e
+        if count == 0:
+            raise ConnectionLost(f"connection to {self._name} is lost: it was closed there")
+        return count
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -70,8 +75,6 @@ class ProcessStream(FdStream):
         super().__init__(os.dup(self.process.stdout.fileno()), os.dup(self.process.stdin.fileno()), name)
         self.process.stdin.close()
         self.process.stdout.close()
-        _enlarge(self._write_fd)
-        _enlarge(self._read_fd)
 
     def noise(self) -> str:
         """Return what the process wrote on stderr."""
@@ -93,8 +96,6 @@ class ProcessStream(FdStream):
 
 def _enlarge(fd: int) -> None:
     """Make a pipe as large as an ordinary user may, so that the two ends wait for each other less often."""
-    import fcntl
-
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
 

@@ -117,18 +117,21 @@ class SshStream:
         return self._host.hostname
 
     def read_into(self, buffer: memoryview) -> None:
-        self._channel.settimeout(self.timeout_s)
         while buffer:
-            try:
-                data = self._channel.recv(len(buffer))
-            except TimeoutError as e:
-                raise ConnectionLost(f"{self._host.name} did not answer in {self.timeout_s:.0f} s") from e
-            except OSError as e:
-                raise ConnectionLost(f"connection to {self._host.name} is lost: {e}") from e
-            if not data:
-                raise ConnectionLost(f"connection to {self._host.name} is lost")
-            buffer[: len(data)] = data
-            buffer = buffer[len(data) :]
+            buffer = buffer[self.read_some(buffer) :]
+
+    def read_some(self, buffer: memoryview) -> int:
+        self._channel.settimeout(self.timeout_s)
+        try:
+            data = self._channel.recv(len(buffer))
+        except TimeoutError as e:
+            raise ConnectionLost(f"{self._host.name} did not answer in {self.timeout_s:.0f} s") from e
+        except OSError as e:
+            raise ConnectionLost(f"connection to {self._host.name} is lost: {e}") from e
+        if not data:
+            raise ConnectionLost(f"connection to {self._host.name} is lost")
+        buffer[: len(data)] = data
+        return len(data)
 
     def write(self, data: bytes | memoryview) -> None:
         self._channel.settimeout(60)
