@@ -252,7 +252,7 @@ class Agent:
         return self._held
 
     def freeze(self, bundle: str) -> dict[str, Any]:
-        """Freeze the container and dump it; what changed in its files goes to the target meanwhile."""
+        """Freeze the container and dump it; what changed in its files, and its memory, go to the target meanwhile."""
         started = time.monotonic()
         held = self._hold()
         held.say("go")
@@ -260,16 +260,20 @@ class Agent:
         frozen = time.monotonic()
         delta = self._ship(bundle, bundle)
         shipped = time.monotonic()
-        held.event("held", _DUMP_S)
+        images = places.images(self._migration())
+        deadline = shipped + _DUMP_S
+        pages = self._data().stream_pages(images, str(images), lambda s: held.has_event(s) or time.monotonic() > deadline)
+        held.event("held", 0)
         return {
             "delta": delta,
+            "pages": {**asdict(pages), "wire_bytes": self._data().wire_bytes},
             "freeze_ms": (frozen - started) * 1000,
             "delta_ms": (shipped - frozen) * 1000,
             "dump_ms": (time.monotonic() - frozen) * 1000,
         }
 
     def ship_images(self) -> dict[str, Any]:
-        """Send the checkpoint."""
+        """Send the rest of the checkpoint: all but its memory."""
         images = str(places.images(self._migration()))
         return self._ship(images, images)
 

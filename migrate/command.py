@@ -88,13 +88,14 @@ class Held:
             theirs.close()
         self._sock, self._buffer = ours, b""
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
     def say(self, word: str) -> None:
         """Say go, commit or abort; one that is gone is found out when its event is awaited."""
         with contextlib.suppress(OSError):
             self._sock.sendall(word.encode() + b"\n")
+
+    def has_event(self, timeout_s: float) -> bool:
+        """Wait for something to read; say whether there is."""
+        return b"\n" in self._buffer or bool(select.select([self._sock], [], [], timeout_s)[0])
 
     def event(self, expected: str, timeout_s: float) -> dict[str, Any]:
         """Wait for an event. Raises: RuntimeFailed with the error that it reports instead, or when it is gone or late."""

@@ -215,5 +215,5 @@ class _Move:
             report.undo_errors.append(str(e))
         self._end(Phase.FINISH, started, finished)
         details = report.details
-        shipped = [*details[Phase.PRECOPY]["passes"], details[Phase.FREEZE]["delta"], details[Phase.SHIP]]
+        shipped = [*details[Phase.PRECOPY]["passes"], details[Phase.FREEZE]["pages"], details[Phase.SHIP]]
         report.wire_bytes = max(s["wire_bytes"] for s in shipped) + context.target.wire_bytes

@@ -171,6 +171,10 @@ class TreeSender:
             if e.errno not in (errno.ENOTSUP, errno.EPERM):
                 raise
 
+    def grow(self, name: bytes) -> GrowingFile:
+        """Begin to send a file of the root directory that is still being appended to. Raises: OSError."""
+        return GrowingFile(self._wire, os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd), name)
+
     def _content(self, fd: int, size: int) -> None:
         """Send the parts of a file that are no holes. A file that shrinks meanwhile is sent as far as it goes."""
         digest = xxhash.xxh3_128()
@@ -198,6 +202,33 @@ class TreeSender:
                 self._on_bytes()
             position = end
         self._wire.send(Frame(end_of_file=EndOfFile(digest=digest.digest())))
+
+
+class GrowingFile:
+    """Sends what a writer has appended so far, again and again, until it is said to be whole."""
+
+    def __init__(self, wire: Wire, fd: int, name: bytes) -> None:
+        self._wire, self._fd = wire, fd
+        self._digest = xxhash.xxh3_128()
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
+        self.sent_bytes = 0
+        st = os.fstat(fd)
+        wire.send(Frame(entry=Entry(path=name, mode=st.st_mode, uid=st.st_uid, gid=st.st_gid, mtime_ns=st.st_mtime_ns)))
+
+    def send_new(self) -> None:
+        """Send what was appended since the last time. Raises: OSError, ConnectionLost."""
+        while count := os.preadv(self._fd, [self._buffer], self.sent_bytes):
+            piece = self._buffer[:count]
+            self._wire.send(Frame(segment=Segment(offset=self.sent_bytes, length=count)))
+            self._wire.send_raw(piece)
+            self._digest.update(piece)
+            self.sent_bytes += count
+
+    def end(self) -> None:
+        """Send the rest of a file that is whole now."""
+        self.send_new()
+        self._wire.send(Frame(end_of_file=EndOfFile(digest=self._digest.digest())))
+        os.close(self._fd)
 
 
 class TreeReceiver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from typing import Any
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Manifest
-from migrate.rootfs import TreeSender, scan
+from migrate.rootfs import GrowingFile, TreeSender, scan
 from migrate.transport.local import ProcessStream
 from migrate.wire import Wire, greet
 from migrate.wire_pb2 import Call, EndOfTree, Frame
 
 _PROGRESS_EVERY_S = 0.2
 _ANSWER_TIMEOUT_S = 60.0
+_LOOK_AGAIN_S = 0.001
 
 # (content bytes sent, content bytes in all)
 OnProgress = Callable[[int, int], None]
@@ -48,6 +50,7 @@ class Shipper:
             self._stream.close()
             raise
         self._known: dict[str, Manifest] = {}
+        self._streamed: dict[str, set[bytes]] = {}
 
     @property
     def wire_bytes(self) -> int:
@@ -81,6 +84,8 @@ class Shipper:
         """
         started = time.monotonic()
         now = scan(root)
+        for path in self._streamed.get(target_root, ()):
+            now.pop(path, None)
         difference = manifest.delta(self._known.get(target_root, {}), now)
         self._call("receive_tree", {"root": target_root})
         told, total = started, difference.size_bytes
@@ -109,6 +114,41 @@ class Shipper:
         self._known[target_root] = now
         return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, time.monotonic() - started)
 
+    def stream_pages(self, images: Path, target_root: str, wait_end: Callable[[float], bool]) -> Shipped:
+        """Send the memory of a checkpoint while CRIU writes it: the files pages-N.img, one after the other.
+
+        `wait_end` waits that many seconds for the checkpoint to be whole, and says whether it is. CRIU only ever
+        appends to these files, and begins the next one when one is done.
+
+        Raises: TransferFailed, ConnectionLost.
+        """
+        started = time.monotonic()
+        self._call("receive_tree", {"root": target_root})
+        sender = TreeSender(self._wire, images, lambda: None)
+        streamed: dict[bytes, GrowingFile] = {}
+        current: GrowingFile | None = None
+        try:
+            whole = False
+            while not whole:
+                whole = wait_end(_LOOK_AGAIN_S)
+                for name in _page_files(images):
+                    if name not in streamed:
+                        if current is not None:
+                            current.end()
+                        current = streamed[name] = sender.grow(name)
+                    if current is not None:
+                        current.send_new()
+            if current is not None:
+                current.end()
+            self._wire.send(Frame(end_of_tree=EndOfTree(entries=len(streamed))))
+        except OSError as e:
+            raise TransferFailed(f"cannot read the images in {images}: {e.strerror}") from e
+        finally:
+            sender.close()
+        self._answer()
+        self._streamed[target_root] = set(streamed)
+        return Shipped(len(streamed), 0, sum(f.sent_bytes for f in streamed.values()), time.monotonic() - started)
+
     @staticmethod
     def _send(sender: TreeSender, difference: manifest.Delta) -> None:
         first: dict[tuple[int, int], bytes] = {}
@@ -116,3 +156,9 @@ class Shipper:
             linked = item.is_file and item.links > 1
             if sender.send(item, first.get(item.inode) if linked else None) and linked:
                 first.setdefault(item.inode, item.path)
+
+
+def _page_files(images: Path) -> list[bytes]:
+    """Return the names of the files that hold memory, in the order in which CRIU writes them."""
+    names = [n for n in os.listdir(images) if n.startswith("pages-") and n.endswith(".img")]
+    return [os.fsencode(n) for n in sorted(names, key=lambda n: int(n[6:-4]))]

@@ -44,7 +44,7 @@ def _summary(phase: Phase, fields: dict[str, Any]) -> str:
     parts = []
     if "elapsed_ms" in fields:
         parts.append(f"{fields['elapsed_ms']:.0f} ms")
-    shipped = fields.get("passes") or ([fields["delta"]] if "delta" in fields else [])
+    shipped = fields.get("passes") or ([fields["delta"], fields["pages"]] if "delta" in fields else [])
     if "content_bytes" in fields:
         shipped = [fields]
     if shipped:
