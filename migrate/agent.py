@@ -31,6 +31,7 @@ from migrate.facts import to_json
 from migrate.rootfs import TreeReceiver
 from migrate.ship import Shipper
 from migrate.transport.local import FdStream
+from migrate.warm import warm
 from migrate.wire import Wire, greet
 from migrate.wire_pb2 import Event, Failure, Frame, Reply
 
@@ -227,7 +228,7 @@ class Agent:
         """Make the target's copy of the bundle equal to what it is now."""
         return self._ship(bundle, bundle)
 
-    def hold_checkpoint(self, container: str, flags: list[str]) -> None:
+    def hold_checkpoint(self, container: str, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
         migration = self._migration()
         arguments = [
@@ -239,12 +240,14 @@ class Agent:
         ]
         self._held = Held([*arguments, *_checked(flags)], container)
         self._held.event("ready", _HOLD_READY_S)
+        warm(memory_bytes)  # for the images
 
-    def hold_restore(self, container: str, bundle: str, flags: list[str]) -> None:
+    def hold_restore(self, container: str, bundle: str, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the restore: everything but the images is ready."""
         arguments = ["restore", "--detach", "--image-path", str(places.images(self._migration())), "--bundle", bundle]
         self._held = Held([*arguments, *_checked(flags)], container)
         self._held.event("ready", _HOLD_READY_S)
+        warm(2 * memory_bytes)  # for the images, and for the processes
 
     def _hold(self) -> Held:
         if self._held is None:

@@ -70,8 +70,9 @@ def _precopy(c: Context) -> Details:
             break
     # Started while the container still runs, so that no process has to start in the downtime.
     flags = list(c.plan.criu_flags)
-    c.source.call("hold_checkpoint", container=c.plan.container, flags=flags)
-    c.target.call("hold_restore", container=c.plan.container, bundle=c.plan.bundle, flags=flags)
+    memory = c.plan.memory_bytes
+    c.target.call("hold_restore", container=c.plan.container, bundle=c.plan.bundle, flags=flags, memory_bytes=memory)
+    c.source.call("hold_checkpoint", container=c.plan.container, flags=flags, memory_bytes=memory)
     return {"passes": passes}
 
 
