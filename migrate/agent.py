@@ -35,7 +35,7 @@ from migrate.warm import warm
 from migrate.wire import Wire, greet
 from migrate.wire_pb2 import Event, Failure, Frame, Reply
 
-_IDLE_TIMEOUT_S = 60.0
+_IDLE_TIMEOUT_S = 30.0
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _RESTORE_S, _RELEASE_S = 60.0, 30.0, 600.0, 600.0, 60.0
 _MARK = "target.json"
 
@@ -143,8 +143,11 @@ class Agent:
         os.ftruncate(fd, 0)
         os.write(fd, migration_id.encode())
         self._lock_fd, self._id, self._container = fd, migration_id, container
-        working.mkdir(mode=0o700)
-        places.images(migration_id).mkdir(mode=0o700)
+        try:
+            working.mkdir(mode=0o700)
+            places.images(migration_id).mkdir(mode=0o700)
+        except OSError as e:
+            raise MigrateError(f"cannot make {working}: {e.strerror}") from e
 
     def leave(self) -> None:
         """Remove the working directory, and give the lock back. Idempotent."""
@@ -296,6 +299,16 @@ class Agent:
         finally:
             os.close(fd)
 
+    def revoke(self) -> None:
+        """Take the decision back: it is certain that the target does not run. Idempotent."""
+        path = places.decision(self._migration())
+        path.unlink(missing_ok=True)
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def release(self) -> None:
         """Let the restored container run."""
         held = self._hold()
@@ -397,6 +410,7 @@ VERBS: dict[str, Verb] = {
     "ship_images": Verb(Agent.ship_images, 120, True),
     "restore": Verb(Agent.restore, 600, False),
     "decide": Verb(Agent.decide, 30, False),
+    "revoke": Verb(Agent.revoke, 30, True),
     "release": Verb(Agent.release, 90, False),
     "kill": Verb(Agent.kill, 30, False),
     "done": Verb(Agent.done, 90, False),

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from migrate import commit, facts, host, places, plan, preflight, steps
-from migrate.errors import MigrateError, Outcome, Refused
+from migrate.errors import ConnectionLost, Locked, MigrateError, Outcome, Refused
 from migrate.facts import ContainerFacts, HostFacts
 from migrate.journal import Journal
 from migrate.phase import Phase
@@ -147,7 +147,7 @@ class _Move:
             self._roll_back(begun, Interrupted(f"interrupted in phase {self._phase}"))
             return
         try:
-            self._go_forward()
+            self._go_forward(begun)
         except MigrateError as e:
             report.error = e.as_dict()
         finally:
@@ -182,7 +182,8 @@ class _Move:
                 self._try(step.undo, self._context)
         # An agent that is gone, or was not reached, undoes its part by itself; closing waits for ours to have done so.
         self._survey.close()
-        report.outcome = Outcome.ROLLED_BACK
+        # Another move has the container: this one never had it.
+        report.outcome = Outcome.REFUSED if isinstance(error, Locked) else Outcome.ROLLED_BACK
         self._try(self._journal.append, self._phase, "rolled-back", undo_errors=report.undo_errors)
 
     def _try(self, action: Callable[..., Any], *arguments: Any, **fields: Any) -> None:
@@ -191,7 +192,7 @@ class _Move:
         except MigrateError as e:
             self._report.undo_errors.append(str(e))
 
-    def _go_forward(self) -> None:
+    def _go_forward(self, begun: list[steps.Step]) -> None:
         report, context = self._report, self._context
         report.outcome = Outcome.IN_DOUBT
         started = time.monotonic()
@@ -199,7 +200,15 @@ class _Move:
         def reopen() -> Session:
             return open_remote(context.host, context.remote_command)
 
-        commit.release_target(context.target, reopen, self._plan.container)
+        if not commit.release_target(context.target, reopen, self._plan.migration_id, self._plan.container):
+            context.source.call("revoke")
+            self._roll_back(
+                begun,
+                ConnectionLost(
+                    f"the connection to {context.target.name} was lost before {self._plan.container} could be released"
+                ),
+            )
+            return
         assert self._frozen_at is not None
         report.downtime_ms = (time.monotonic() - self._frozen_at) * 1000
         self._journal.append(Phase.COMMIT, "released", durable=True, downtime_ms=round(report.downtime_ms, 1))
@@ -207,12 +216,9 @@ class _Move:
         context.source.call("kill")
         self._end(Phase.COMMIT, started, {"dump_stats": context.source.call("done")["stats"]})
         started = self._begin(Phase.FINISH)
-        try:
-            finished = steps.finish(context)
-        except MigrateError as e:
-            # It runs on the target; what is left to do here must not hide that.
-            finished = {}
-            report.undo_errors.append(str(e))
+        # It runs on the target: what could not be cleared up is reported, and does not hide that.
+        finished, errors = steps.finish(context, reopen)
+        report.undo_errors += errors
         self._end(Phase.FINISH, started, finished)
         details = report.details
         shipped = [*details[Phase.PRECOPY]["passes"], details[Phase.FREEZE]["pages"], details[Phase.SHIP]]

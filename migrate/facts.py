@@ -46,6 +46,7 @@ class ContainerFacts:
     pid: int
     memory_bytes: int
     bundle: BundleFacts
+    moved_by: str  # id of the move that has it now, or ""
     sharers: tuple[str, ...]  # other containers that use the same bundle or rootfs
 
 

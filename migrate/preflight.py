@@ -76,6 +76,8 @@ def _container(container_id: str, container: ContainerFacts | None, target: Host
     found = []
     if container is None:
         found.append(_fail("container-unknown", f"container does not exist: {container_id}", "see: runtime list"))
+    elif container.moved_by:
+        found.append(_fail("container-moving", f"container {container_id} is being moved already, by {container.moved_by}"))
     elif container.status == "paused":
         found.append(_fail("container-paused", f"container {container_id} is paused", f"runtime resume {container_id}"))
     elif container.status != "running":

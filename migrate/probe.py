@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -79,12 +80,28 @@ def container_facts(container: str) -> ContainerFacts | None:
         pid=document["pid"],
         memory_bytes=sum(_resident(pid) for pid in pids),
         bundle=bundle_facts(bundle, Path(document["rootfs"])),
+        moved_by=_lock_holder(container),
         sharers=tuple(
             c["id"]
             for c in list_containers()
             if c["id"] != container and (c["bundle"] == document["bundle"] or c["rootfs"] == document["rootfs"])
         ),
     )
+
+
+def _lock_holder(container: str) -> str:
+    """Return the id of the move that holds a container's lock, "" when none does."""
+    try:
+        fd = os.open(places.lock(container), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(fd, 100).decode(errors="replace").strip() or "another move"
+    finally:
+        os.close(fd)
+    return ""
 
 
 def list_containers() -> list[dict[str, Any]]:

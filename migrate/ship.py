@@ -103,8 +103,7 @@ class Shipper:
             self._send(sender, difference)
             self._wire.send(Frame(end_of_tree=EndOfTree(entries=len(difference.send) + len(difference.remove))))
         except ConnectionLost:
-            # The target may have said why before it closed.
-            self._answer()
+            self._answer()  # the target may have said why before it closed
             raise
         finally:
             sender.close()
@@ -143,6 +142,9 @@ class Shipper:
             self._wire.send(Frame(end_of_tree=EndOfTree(entries=len(streamed))))
         except OSError as e:
             raise TransferFailed(f"cannot read the images in {images}: {e.strerror}") from e
+        except ConnectionLost:
+            self._answer()  # the target may have said why before it closed
+            raise
         finally:
             sender.close()
         self._answer()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from migrate import host as hosts
-from migrate.errors import MigrateError
+from migrate.errors import ConnectionLost, MigrateError
 from migrate.host import Host
 from migrate.phase import Phase
 from migrate.plan import Plan
@@ -105,19 +105,44 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-def finish(c: Context) -> Details:
-    """Clear up after the commit: durable files on the target first, then nothing more on the source."""
-    stats = _target_stats(c)
-    c.target.call("settle")
-    c.source.call("forget", container=c.plan.container, bundle=None if c.plan.keep_source else c.plan.bundle)
-    c.source.call("leave")
-    c.target.call("leave")
-    return {"restore_stats": stats}
+def finish(c: Context, reopen: Callable[[], Session]) -> tuple[Details, list[str]]:
+    """Clear up after the commit; return CRIU's statistics of the restore, and what could not be done.
+
+    The source's files go only when the target's are known to be on disk.
+    """
+    errors: list[str] = []
+    details: Details = {}
+    keep = c.plan.keep_source
+    try:
+        details["restore_stats"] = _settle(c, reopen)
+    except MigrateError as e:
+        keep = True
+        errors.append(f"{c.plan.target}: its files are not known to be on disk: {e}; {c.plan.bundle} is kept on {c.plan.source}")
+    bundle = None if keep else c.plan.bundle
+    last: tuple[tuple[Session, Callable[[], Details]], ...] = (
+        (c.source, lambda: c.source.call("forget", container=c.plan.container, bundle=bundle)),
+        (c.source, lambda: c.source.call("leave")),
+        (c.target, lambda: c.target.call("leave")),
+    )
+    for session, action in last:
+        try:
+            action()
+        except ConnectionLost:
+            continue  # an agent that is cut off leaves by itself
+        except MigrateError as e:
+            errors.append(f"{session.name}: {e}")
+    return details, errors
 
 
-def _target_stats(c: Context) -> Details:
+def _settle(c: Context, reopen: Callable[[], Session]) -> Details:
     try:
         stats: Details = c.target.call("done")["stats"]
-    except MigrateError:  # it runs; only its statistics are lost
+        c.target.call("settle")
+        return stats
+    except ConnectionLost:
+        again = reopen()
+        try:
+            again.call("settle")
+        finally:
+            again.close()
         return {}
-    return stats

@@ -50,7 +50,7 @@ class SshStream:
             transport.set_keepalive(5)
             self._channel = transport.open_session(window_size=4 << 20, timeout=_CONNECT_TIMEOUT_S)
             self._channel.exec_command(command)
-        except paramiko.SSHException as e:
+        except (paramiko.SSHException, OSError, EOFError) as e:
             self._client.close()
             raise HostUnreachable(f"{host.name}: the SSH session cannot be opened: {e}") from e
         except BaseException:
@@ -104,6 +104,11 @@ class SshStream:
                 hint="does `ssh -o BatchMode=yes` get in without asking?",
             ) from e
         except (paramiko.SSHException, OSError, EOFError) as e:
+            if "No authentication methods" in str(e):
+                raise AuthenticationFailed(
+                    f"{host.name}: there is no key to show for user {host.user}",
+                    hint="an agent, or IdentityFile in ~/.ssh/config",
+                ) from e
             raise HostUnreachable(f"{host.name}: SSH with {host.hostname} port {host.port} failed: {e}") from e
 
     def _known_as(self) -> str:
@@ -126,7 +131,7 @@ class SshStream:
             data = self._channel.recv(len(buffer))
         except TimeoutError as e:
             raise ConnectionLost(f"{self._host.name} did not answer in {self.timeout_s:.0f} s") from e
-        except OSError as e:
+        except (paramiko.SSHException, OSError, EOFError) as e:
             raise ConnectionLost(f"connection to {self._host.name} is lost: {e}") from e
         if not data:
             raise ConnectionLost(f"connection to {self._host.name} is lost")
@@ -137,7 +142,7 @@ class SshStream:
         self._channel.settimeout(60)
         try:
             self._channel.sendall(bytes(data))
-        except OSError as e:
+        except (paramiko.SSHException, OSError, EOFError) as e:
             raise ConnectionLost(f"connection to {self._host.name} is lost: {e}") from e
 
     def noise(self) -> str:

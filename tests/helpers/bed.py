@@ -20,7 +20,11 @@ class Bed:
         return [str(ROOT / "scripts/bed"), self.name, *args]
 
     def up(self) -> None:
-        subprocess.run(self._bed("up"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        try:
+            subprocess.run(self._bed("up"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        except BaseException:
+            self.down()
+            raise
 
     def down(self) -> None:
         subprocess.run(self._bed("down"), stdin=subprocess.DEVNULL, check=True, timeout=60)
@@ -77,7 +81,8 @@ class Bed:
             echo PROCESSES; ps -eo pid=,args= | grep -vE 'ps -eo|grep -vE|sh -c|sort|sleep 3600|awk|sshd: root|find '
             echo RULES; nft list ruleset; ip -o link show
             echo NETNS; ls /run/netns
-            echo FILES; find /run /tmp /var/lib/ferry -not -path '/var/lib/ferry/migrations*' -not -path '/run/sshd*'
+            echo FILES; find /run /tmp /var/lib/ferry -not -path '/var/lib/ferry/migrations*' -not -path '/run/sshd*' 2>/dev/null
+            true
         """
         found: dict[str, list[str]] = {}
         section = ""
