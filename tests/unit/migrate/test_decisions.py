@@ -1,0 +1,355 @@
+"""The pure part of the coordinator, and its formats."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from migrate import host, journal, manifest, preflight, warm
+from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, MigrateError, Outcome, ProtocolError, TransferFailed, from_dict
+from migrate.facts import BundleFacts, ContainerFacts, HostFacts, container_from_json, host_from_json, to_json
+from migrate.manifest import Item
+from migrate.plan import Request, make
+from migrate.report import Report, human_bytes, sentence
+from migrate.rootfs import TreeReceiver, TreeSender, scan
+from migrate.transport.local import FdStream
+from migrate.wire import Wire, greet
+from migrate.wire_pb2 import EndOfFile, EndOfTree, Entry, Frame, Segment
+
+
+def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
+    fields: dict[str, Any] = {
+        "hostname": name, "boot_id": "b", "machine": "x86_64", "kernel": "6.1", "version": "1", "uid": 0, "runtime_error": "",
+        "criu_version": "4.2.1", "criu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
+        "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
+    }  # fmt: skip
+    return HostFacts(**{**fields, **changes})
+
+
+def container_facts(**changes: Any) -> ContainerFacts:
+    bundle = BundleFacts("/b", "/b/rootfs", False, 10, 1 << 20, (), ())
+    for name in list(changes):
+        if hasattr(bundle, name):
+            bundle = BundleFacts(**{**_dict(bundle), name: changes.pop(name)})
+    fields: dict[str, Any] = {"id": "c", "status": "running", "pid": 5, "memory_bytes": 1 << 20, "moved_by": "", "sharers": ()}
+    return ContainerFacts(**{**fields, **changes, "bundle": bundle})
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return {n: getattr(value, n) for n in value.__slots__}
+
+
+def test_a_good_move_has_no_refusals() -> None:
+    findings = preflight.examine("c", host_facts(), container_facts(), host_facts("host2"))
+    assert preflight.refusals(findings) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "container", "target"),
+    [
+        ("source-not-root", {"uid": 1}, {}, {}),
+        ("target-not-root", {}, {}, {"uid": 1}),
+        ("target-runtime", {}, {}, {"runtime_error": "x"}),
+        ("target-criu", {}, {}, {"criu_error": "x"}),
+        ("same-host", {}, {}, {"hostname": "host1"}),
+        ("architecture", {}, {}, {"machine": "aarch64"}),
+        ("container-unknown", {}, None, {}),
+        ("container-paused", {}, {"status": "paused"}, {}),
+        ("container-not-running", {}, {"status": "created"}, {}),
+        ("container-moving", {}, {"moved_by": "m"}, {}),
+        ("container-exists", {}, {}, {"container_exists": True}),
+        ("bundle-exists", {}, {}, {"bundle_exists": True}),
+        ("bundle-shared", {}, {"sharers": ("d",)}, {}),
+        ("rootfs-outside", {}, {"rootfs": "/elsewhere"}, {}),
+        ("rootfs-mount", {}, {"rootfs_is_mount": True}, {}),
+        ("namespace-path", {}, {"namespace_paths": ("/run/netns/x",)}, {}),
+        ("bind-source-missing", {}, {"bind_sources": ("/s",)}, {"missing_bind_sources": ("/s",)}),
+        ("source-space-images", {"images_free_bytes": 1}, {}, {}),
+        ("target-space-images", {}, {}, {"images_free_bytes": 1}),
+        ("target-space-bundle", {}, {}, {"bundle_free_bytes": 1}),
+        ("target-space-inodes", {}, {}, {"bundle_free_inodes": 1}),
+    ],
+)
+def test_each_refusal(code: str, source: Any, container: Any, target: Any) -> None:
+    found = None if container is None else container_facts(**container)
+    target = {"hostname": "host2", **target}
+    findings = preflight.examine(
+        "c",
+        host_facts(**source),
+        found,
+        host_facts(**{k: v for k, v in target.items() if k != "hostname"}, name=target["hostname"]),
+    )
+    assert [f.code for f in preflight.refusals(findings)] == [code]
+
+
+def test_a_clock_that_differs_is_a_warning() -> None:
+    findings = preflight.examine("c", host_facts(), container_facts(), host_facts("host2", clock_ns=5_000_000_000))
+    assert [f.code for f in findings if f.severity == "warn"] == ["clock-offset"]
+
+
+def test_facts_survive_json() -> None:
+    import json
+
+    assert host_from_json(json.loads(json.dumps(to_json(host_facts())))) == host_facts()
+    assert container_from_json(json.loads(json.dumps(to_json(container_facts())))) == container_facts()
+
+
+def test_plan_and_outcomes() -> None:
+    decided = make(Request("c", "h", tcp_established=True), "id", host_facts(), container_facts(), host_facts("host2"))
+    assert decided.criu_flags == ("--tcp-established",)
+    assert len(set(EXIT_CODES.values())) == len(Outcome)
+    for outcome in Outcome:
+        report = Report("id", "c", "a", "b", outcome=outcome, downtime_ms=5)
+        assert "c" in sentence(report)
+
+
+def test_human_bytes() -> None:
+    assert [human_bytes(n) for n in (5, 2048, 3 << 20, 5 << 40)] == ["5 B", "2.0 KiB", "3.0 MiB", "5120.0 GiB"]
+
+
+def item(path: bytes, inode: int = 1, links: int = 1, ctime: int = 0, mode: int = stat.S_IFREG | 0o644) -> Item:
+    return Item(path, mode, 0, 0, 5, 0, 0, ctime, (1, inode), links, 1_000_000_000)
+
+
+def _manifest(*items: Item) -> manifest.Manifest:
+    return {i.path: i for i in items}
+
+
+def test_delta() -> None:
+    before = _manifest(item(b"a", 1), item(b"b", 2), item(b"c", 3))
+    now = _manifest(item(b"a", 1), item(b"b", 2, ctime=9), item(b"d", 4))
+    found = manifest.delta(before, now)
+    assert [i.path for i in found.send] == [b"b", b"d"] and found.remove == (b"c",)
+
+
+def test_delta_takes_all_names_of_a_file_together() -> None:
+    before = _manifest(item(b"a", 1, 2), item(b"b", 1, 2))
+    now = _manifest(item(b"a", 1, 1, ctime=9), item(b"b", 7, 1, ctime=9))
+    assert [i.path for i in manifest.delta(before, now).send] == [b"a", b"b"]
+    now = _manifest(item(b"a", 1, 3, ctime=9), item(b"b", 1, 3, ctime=9), item(b"c", 1, 3, ctime=9))
+    assert [i.path for i in manifest.delta(before, now).send] == [b"a", b"b", b"c"]
+
+
+def test_delta_sends_again_what_changed_just_before_the_look() -> None:
+    racy = Item(b"a", stat.S_IFREG, 0, 0, 5, 0, 0, 999_990_000, (1, 1), 1, 1_000_000_000)
+    assert [i.path for i in manifest.delta(_manifest(racy), _manifest(racy)).send] == [b"a"]
+
+
+def test_delta_removes_what_became_something_else() -> None:
+    before = _manifest(item(b"a", 1, mode=stat.S_IFDIR | 0o755), item(b"a/b", 2))
+    now = _manifest(item(b"a", 3))
+    assert manifest.delta(before, now).remove == (b"a/b", b"a")
+
+
+def test_ssh_g() -> None:
+    config = {
+        "hostname": ["h.example"],
+        "port": ["2222"],
+        "user": ["u"],
+        "proxyjump": ["j1,j2"],
+        "identityfile": ["~/.ssh/a", "~/.ssh/b"],
+    }
+    config["userknownhostsfile"] = ["/a /b"]
+    found = host.parse("h", config, names_ciphers=False)
+    assert found.proxy_command == "ssh -J j1 -o BatchMode=yes -W [h.example]:2222 j2"
+    assert found.known_hosts == ("/a", "/b") and found.identity_files == ("~/.ssh/a", "~/.ssh/b")
+    command = host.bulk_command(found, "migrate agent")
+    assert command[0] == "ssh" and command[-2:] == ["h", "migrate agent"] and "StrictHostKeyChecking=yes" in command
+    assert any("aes128-gcm" in c for c in command)
+    assert not any("aes128-gcm" in c for c in host.bulk_command(host.parse("h", config, names_ciphers=True), "x"))
+
+
+def test_journal(tmp_path: Path) -> None:
+    j = journal.Journal(tmp_path / "m")
+    j.append("freeze", "intent", durable=True)
+    j.append("freeze", "result", x=1)
+    j.close()
+    path = tmp_path / "m/journal"
+    assert [(e["seq"], e["phase"], e["mark"]) for e in journal.read(path)] == [(0, "freeze", "intent"), (1, "freeze", "result")]
+    text = path.read_text()
+    path.write_text(text[:-10])
+    assert len(journal.read(path)) == 1, "a line that was cut short does not count"
+    with pytest.raises(MigrateError):
+        journal.Journal(tmp_path / "m")
+
+
+@given(st.integers(0, 1 << 50), st.integers(0, 1 << 40))
+def test_warming_leaves_memory_to_others(wanted: int, available: int) -> None:
+    assert 0 <= warm.bytes_to_warm(wanted, available) <= min(wanted, available // 3 if available else 0, warm.MAX_BYTES)
+
+
+def test_errors_cross_the_wire() -> None:
+    again = from_dict(TransferFailed("x", hint="y").as_dict())
+    assert (type(again), str(again)) == (TransferFailed, "x (y)")
+
+
+def _pipe(data: bytes) -> Wire:
+    read, write = os.pipe()
+    os.write(write, data)
+    os.close(write)
+    return Wire(FdStream(read, os.open("/dev/null", os.O_WRONLY), "the other side"))
+
+
+@given(st.binary(max_size=2000))
+def test_a_hostile_stream_is_an_error(data: bytes) -> None:
+    wire = _pipe(data)
+    try:
+        with pytest.raises((ConnectionLost, ProtocolError)):
+            while True:
+                wire.receive()
+    finally:
+        wire.stream.close()
+
+
+def test_a_shell_that_prints_is_no_agent() -> None:
+    wire = _pipe(b"Welcome to host2!\n")
+    with pytest.raises(HostUnfit, match="no Ferry agent"):
+        greet(wire, "host2")
+    wire.stream.close()
+
+
+def _frames(*frames: Frame | bytes) -> bytes:
+    out = b""
+    for frame in frames:
+        out += struct.pack(">I", 1 << 31 | len(frame)) + frame if isinstance(frame, bytes) else _framed(frame)
+    return out
+
+
+def _framed(frame: Frame) -> bytes:
+    data = frame.SerializeToString()
+    return struct.pack(">I", len(data)) + data
+
+
+def _receive(tmp_path: Path, *frames: Frame | bytes) -> None:
+    (tmp_path / "root").mkdir(exist_ok=True)
+    wire = _pipe(_frames(*frames))
+    receiver = TreeReceiver(tmp_path / "root")
+    try:
+        receiver.receive(wire)
+    finally:
+        receiver.close()
+        wire.stream.close()
+
+
+FILE = stat.S_IFREG | 0o644
+END = Frame(end_of_tree=EndOfTree(entries=1))
+
+
+@pytest.mark.parametrize("path", [b"../x", b"/x", b"a/../../x", b"", b"a//b", b"./x", b".."])
+def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        _receive(tmp_path, Frame(entry=Entry(path=path, mode=stat.S_IFIFO | 0o600)), END)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["root"]
+
+
+def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    link = Frame(
+        entry=Entry(
+            path=b"link",
+            mode=stat.S_IFLNK | 0o777,
+            link_target=os.fsencode(tmp_path / "outside"),
+            uid=os.geteuid(),
+            gid=os.getegid(),
+        )
+    )
+    through = Frame(entry=Entry(path=b"link/x", mode=stat.S_IFIFO | 0o600))
+    with pytest.raises(TransferFailed):
+        _receive(tmp_path, link, through, END)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_hard_link_does_not_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    for target in (b"../secret", os.fsencode(tmp_path / "secret")):
+        with pytest.raises(ProtocolError):
+            _receive(tmp_path, Frame(entry=Entry(path=b"x", mode=FILE, hard_link_to=target)), END)
+
+
+def test_content_that_differs_from_its_digest_is_refused(tmp_path: Path) -> None:
+    entry = Frame(entry=Entry(path=b"x", mode=FILE, size=3, uid=os.geteuid(), gid=os.getegid()))
+    segment = Frame(segment=Segment(offset=0, length=3))
+    with pytest.raises(TransferFailed, match="digest"):
+        _receive(tmp_path, entry, segment, b"abc", Frame(end_of_file=EndOfFile(digest=b"0" * 16)), END)
+
+
+def test_a_segment_of_another_length_is_refused(tmp_path: Path) -> None:
+    entry = Frame(entry=Entry(path=b"x", mode=FILE, size=3))
+    with pytest.raises(ProtocolError):
+        _receive(tmp_path, entry, Frame(segment=Segment(offset=0, length=9)), b"abc", Frame(end_of_file=EndOfFile()), END)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 700_000])
+def test_a_tree_survives_the_wire(tmp_path: Path, size: int) -> None:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "d/file").write_bytes(os.urandom(size))
+    with (source / "holes").open("wb") as f:
+        f.seek(3 << 20)
+        f.write(b"x" * size)
+    (source / "link").symlink_to("d/file")
+    pipe = tmp_path / "stream"
+    out = os.open(pipe, os.O_WRONLY | os.O_CREAT)
+    sender = TreeSender(Wire(_File(out)), source, lambda: None)
+    for entry in scan(source).values():
+        assert sender.send(entry)
+    sender.close()
+    (tmp_path / "root").mkdir()
+    receiver = TreeReceiver(tmp_path / "root")
+    receiver.receive(_pipe_file(pipe))
+    receiver.close()
+    assert (tmp_path / "root/d/file").read_bytes() == (source / "d/file").read_bytes()
+    assert (tmp_path / "root/holes").read_bytes() == (source / "holes").read_bytes()
+    assert os.readlink(tmp_path / "root/link") == "d/file"
+
+
+class _File:
+    """A stream over plain files, which poll(2) does not know."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read_into(self, buffer: memoryview) -> None:
+        while buffer:
+            buffer = buffer[self.read_some(buffer) :]
+
+    def read_some(self, buffer: memoryview) -> int:
+        return os.readv(self._fd, [buffer])
+
+    def write(self, data: bytes | memoryview) -> None:
+        os.write(self._fd, data)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _pipe_file(path: Path) -> Wire:
+    with path.open("ab") as f:
+        f.write(_framed(END))
+    return Wire(_File(os.open(path, os.O_RDONLY)))
+
+
+def test_the_generated_messages_are_those_of_the_proto_file(tmp_path: Path) -> None:
+    from grpc_tools import protoc
+
+    from migrate import wire_pb2
+
+    root = Path(host.__file__).parent
+    assert protoc.main(["protoc", f"-I{root}", f"--descriptor_set_out={tmp_path}/set", str(root / "wire.proto")]) == 0
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+    built = FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file[0]
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+    for message in built.message_type:
+        for part in (message, *message.nested_type):
+            for field in part.field:
+                field.ClearField("json_name")  # derived from the name; generated code leaves it out
+    assert FileDescriptorProto.FromString(wire_pb2.DESCRIPTOR.serialized_pb) == built
