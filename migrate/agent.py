@@ -55,6 +55,7 @@ class Agent:
         self._held: Held | None = None
         self._shipper: Shipper | None = None
         self._released = False
+        self._decided = False
 
     def serve(self) -> None:
         """Answer calls until the stream ends; then let go of everything."""
@@ -96,7 +97,11 @@ class Agent:
 
     def _let_go_of_everything(self) -> None:
         with contextlib.suppress(MigrateError, OSError):
-            self.abort()
+            if self._decided and self._held:
+                # Whether the target runs is not known here: EOF makes the holder leave the container frozen.
+                self._held.end()
+            else:
+                self.abort()
         if self._shipper:
             self._shipper.close()
         if self._made_bundle and not self._released:
@@ -140,14 +145,15 @@ class Agent:
                 if os.fstat(fd).st_ino == os.stat(lock).st_ino:
                     break
             os.close(fd)  # its holder removed it when it ended: that one guards nothing
-        os.ftruncate(fd, 0)
-        os.write(fd, migration_id.encode())
-        self._lock_fd, self._id, self._container = fd, migration_id, container
         try:
+            os.ftruncate(fd, 0)
+            os.write(fd, migration_id.encode())
             working.mkdir(mode=0o700)
-            places.images(migration_id).mkdir(mode=0o700)
         except OSError as e:
+            os.close(fd)
             raise MigrateError(f"cannot make {working}: {e.strerror}") from e
+        self._lock_fd, self._id, self._container = fd, migration_id, container
+        places.images(migration_id).mkdir(mode=0o700)
 
     def leave(self) -> None:
         """Remove the working directory, and give the lock back. Idempotent."""
@@ -192,6 +198,13 @@ class Agent:
         except OSError as e:
             raise ProtocolError(f"no move {migration_id} was prepared here") from e
         self._receives_into = tuple(allowed)
+        # The other side may scan, dump or wait for long without a word; a connection that is dead is ssh's to tell.
+        self._stream_timeout(None)
+
+    def _stream_timeout(self, seconds: float | None) -> None:
+        stream = self.wire.stream
+        if isinstance(stream, FdStream):
+            stream.timeout_s = seconds
 
     def receive_tree(self, root: str) -> dict[str, Any]:
         """Take a tree into one of the directories that were prepared for it."""
@@ -264,6 +277,8 @@ class Agent:
         held.say("go")
         held.event("frozen", _FROZEN_S)
         frozen = time.monotonic()
+        # A shared mapping is written to without a trace in the file's times: what is mapped so is always sent again.
+        self._data().distrust(bundle, probe.shared_mappings(self._container))
         delta = self._ship(bundle, bundle)
         shipped = time.monotonic()
         images = places.images(self._migration())
@@ -292,6 +307,7 @@ class Agent:
     def decide(self) -> None:
         """Write the decision to commit where it survives everything that the source does."""
         path = places.decision(self._migration())
+        self._decided = True
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, b"commit\n")
@@ -308,13 +324,18 @@ class Agent:
             os.fsync(fd)
         finally:
             os.close(fd)
+        self._decided = False
 
     def release(self) -> None:
         """Let the restored container run."""
         held = self._hold()
         self._released = True
         held.say("commit")
-        held.event("resumed", _RELEASE_S)
+        try:
+            held.event("resumed", _RELEASE_S)
+        except RuntimeFailed:
+            self._released = held.alive()  # one that has ended let go: nothing of it runs
+            raise
 
     def kill(self) -> None:
         """Let CRIU kill the dumped container."""
@@ -333,7 +354,9 @@ class Agent:
         if self._held is None:
             return
         self._held.say("abort")
-        self._held.end()
+        if not self._held.end() and (state := command.state(self._container)) and state["status"] == "paused":
+            # It had to be killed before it could thaw what it had frozen; what it had restored is only discarded.
+            command.run("delete", "--force", self._container) if self._made_bundle else command.run("resume", self._container)
         self._held = None
 
     def discard(self) -> None:
@@ -342,6 +365,8 @@ class Agent:
             raise ProtocolError("the container runs here: nothing of it is discarded")
         self.abort()
         if self._made_bundle is not None:
+            if inside := probe.mounts_below(self._made_bundle):
+                raise TransferFailed(f"{self._made_bundle} is kept: {inside[0]} is mounted in it", hint="remove it by hand")
             shutil.rmtree(self._made_bundle, ignore_errors=True)
             if self._made_bundle.exists():
                 raise TransferFailed(f"cannot remove {self._made_bundle}", hint="remove it by hand")
@@ -364,6 +389,10 @@ class Agent:
             raise RuntimeFailed(f"container {container} could not be deleted", hint=f"runtime delete --force {container}")
         if bundle is None or not os.path.lexists(bundle):
             return
+        if inside := probe.mounts_below(Path(bundle)):
+            raise MigrateError(
+                f"{bundle} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove the bundle by hand"
+            )
         # Renamed first, so that a half-deleted bundle is never taken for a whole one.
         gone = f"{bundle}.{self._migration()}"
         os.rename(bundle, gone)

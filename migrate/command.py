@@ -119,11 +119,23 @@ class Held:
             raise RuntimeFailed(f"{self._what}: {event.get('reason') or event['event']}")
         return event
 
-    def end(self, timeout_s: float = 30.0) -> None:
-        """Close the control connection, by which an undecided one aborts, and see the process end. Idempotent."""
+    def alive(self) -> bool:
+        """Say whether the process is there still; one that is ending gets a moment for it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
+        return self._process.poll() is None
+
+    def end(self, timeout_s: float = 600.0) -> bool:
+        """Close the control connection, by which an undecided one aborts, and see the process end. Idempotent.
+
+        A dump that is under way is first finished, which takes as long as its memory is large. Return False when the
+        process had to be killed.
+        """
         self._sock.close()
         try:
             self._process.wait(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+            return False
+        return True

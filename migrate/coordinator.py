@@ -101,7 +101,10 @@ def move(request: Request, on_progress: OnProgress) -> Report:
             return report
         _Move(survey, decided, journal, report, on_progress).run()
         report.total_ms = (time.monotonic() - started) * 1000
-        journal.report(report.as_dict())
+        try:
+            journal.report(report.as_dict())
+        except MigrateError as e:
+            report.undo_errors.append(str(e))
         journal.close()
         return report
     finally:
@@ -176,6 +179,7 @@ class _Move:
     def _roll_back(self, begun: list[steps.Step], error: MigrateError) -> None:
         report = self._report
         report.error = error.as_dict()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second ^C must not leave half of it undone
         self._try(self._journal.append, self._phase, "failed", error=error.as_dict())
         for step in reversed(begun):
             if step.undo is not None:
@@ -211,8 +215,9 @@ class _Move:
             return
         assert self._frozen_at is not None
         report.downtime_ms = (time.monotonic() - self._frozen_at) * 1000
-        self._journal.append(Phase.COMMIT, "released", durable=True, downtime_ms=round(report.downtime_ms, 1))
         report.outcome = Outcome.COMPLETED
+        # Nothing after the decision depends on more space.
+        self._try(self._journal.append, Phase.COMMIT, "released", durable=True, downtime_ms=round(report.downtime_ms, 1))
         context.source.call("kill")
         self._end(Phase.COMMIT, started, {"dump_stats": context.source.call("done")["stats"]})
         started = self._begin(Phase.FINISH)

@@ -33,6 +33,7 @@ class BundleFacts:
     path: str
     rootfs: str
     rootfs_is_mount: bool
+    mounts_inside: tuple[str, ...]
     entries: int
     size_bytes: int
     bind_sources: tuple[str, ...]

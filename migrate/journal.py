@@ -54,7 +54,13 @@ class Journal:
         faults.strike(f"{phase}.{mark}", "after")
 
     def report(self, document: dict[str, Any]) -> None:
-        """Keep the report beside the journal, and the directories of the newest moves only."""
+        """Keep the report beside the journal, and the directories of the newest moves only. Raises: MigrateError."""
+        try:
+            self._report(document)
+        except OSError as e:
+            raise MigrateError(f"cannot write the report in {self.directory}: {e.strerror}") from e
+
+    def _report(self, document: dict[str, Any]) -> None:
         (self.directory / "report.json").write_text(json.dumps(document, indent=2) + "\n")
         older = sorted((d for d in self.directory.parent.iterdir() if d.is_dir()), key=lambda d: d.stat().st_mtime)
         for directory in older[:-KEEP]:

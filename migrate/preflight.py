@@ -102,6 +102,9 @@ def _files(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     if bundle.rootfs_is_mount:
         words = f"the rootfs {bundle.rootfs} is a mount point"
         found.append(_fail("rootfs-mount", words, "only a rootfs that is a plain directory can be moved"))
+    for mount in bundle.mounts_inside:
+        words = f"{mount} is mounted inside of the bundle; what is on it would not be copied"
+        found.append(_fail("bundle-has-mounts", words, "unmount it, or mount it into the container by config.json"))
     if container.sharers:
         words = f"the bundle is used by other containers, too: {', '.join(container.sharers)}"
         found.append(_fail("bundle-shared", words, "give each container a bundle of its own"))

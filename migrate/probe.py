@@ -81,12 +81,31 @@ def container_facts(container: str) -> ContainerFacts | None:
         memory_bytes=sum(_resident(pid) for pid in pids),
         bundle=bundle_facts(bundle, Path(document["rootfs"])),
         moved_by=_lock_holder(container),
-        sharers=tuple(
-            c["id"]
-            for c in list_containers()
-            if c["id"] != container and (c["bundle"] == document["bundle"] or c["rootfs"] == document["rootfs"])
-        ),
+        sharers=tuple(c["id"] for c in list_containers() if c["id"] != container and _overlap(c, document)),
     )
+
+
+def mounts_below(directory: Path) -> list[str]:
+    """Return the mount points strictly below a directory."""
+    points = [line.split(" ")[4].replace("\\040", " ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    prefix = os.path.realpath(directory).rstrip("/") + "/"
+    return sorted(p for p in points if p.startswith(prefix))
+
+
+def shared_mappings(container: str) -> set[tuple[int, int]]:
+    """Return (device, inode) of every file that a process of a container has mapped shared and writable."""
+    found = set()
+    for pid in json.loads(command.run("ps", "--format", "json", container)):
+        try:
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[1][1] == "w" and fields[1][3] == "s" and fields[4] != "0":
+                major, minor = (int(n, 16) for n in fields[3].split(":"))
+                found.add((os.makedev(major, minor), int(fields[4])))
+    return found
 
 
 def _lock_holder(container: str) -> str:
@@ -120,6 +139,7 @@ def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
         path=str(bundle),
         rootfs=str(rootfs),
         rootfs_is_mount=os.path.ismount(rootfs),
+        mounts_inside=tuple(m for m in mounts_below(bundle) if m != str(rootfs)),
         entries=entries,
         size_bytes=size,
         bind_sources=tuple(
@@ -129,6 +149,12 @@ def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
         ),
         namespace_paths=tuple(n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")),
     )
+
+
+def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Say whether the files of one container are, or lie in, those of the other."""
+    pairs = [(a[x], b[y]) for a, b in ((one, other), (other, one)) for x in ("bundle", "rootfs") for y in ("bundle", "rootfs")]
+    return any(a == b or str(a).startswith(f"{b}/") for a, b in pairs)
 
 
 def _resident(pid: int) -> int:

@@ -77,6 +77,8 @@ class Session:
         while True:
             frame = self._wire.receive()
             kind = frame.WhichOneof("body")
+            if kind in ("event", "reply", "failure") and getattr(frame, kind).id < self._calls:
+                continue  # of a call that was interrupted
             if kind == "event" and frame.event.id == self._calls:
                 if on_event:
                     on_event(frame.event.name, json.loads(frame.event.fields))

@@ -12,7 +12,7 @@ from typing import Any
 
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
-from migrate.manifest import Manifest
+from migrate.manifest import Item, Manifest
 from migrate.rootfs import GrowingFile, TreeSender, scan
 from migrate.transport.local import ProcessStream
 from migrate.wire import Wire, greet
@@ -100,7 +100,7 @@ class Shipper:
         try:
             for path in difference.remove:
                 sender.remove(path)
-            self._send(sender, difference)
+            vanished = self._send(sender, difference)
             self._wire.send(Frame(end_of_tree=EndOfTree(entries=len(difference.send) + len(difference.remove))))
         except ConnectionLost:
             self._answer()  # the target may have said why before it closed
@@ -110,8 +110,17 @@ class Shipper:
         answer = self._answer()
         if answer["content_bytes"] != sender.sent_bytes:
             raise TransferFailed(f"the target got {answer['content_bytes']} of the {sender.sent_bytes} bytes of {root}")
+        # What vanished before it could be sent may be back, unchanged, at the next look.
+        for item in vanished:
+            now.pop(item.path, None)
         self._known[target_root] = now
         return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, time.monotonic() - started)
+
+    def distrust(self, target_root: str, inodes: set[tuple[int, int]]) -> None:
+        """Have the files of these (device, inode) sent again at the next look, whatever their times say."""
+        known = self._known.get(target_root, {})
+        for path in [p for p, item in known.items() if item.inode in inodes]:
+            del known[path]
 
     def stream_pages(self, images: Path, target_root: str, wait_end: Callable[[float], bool]) -> Shipped:
         """Send the memory of a checkpoint while CRIU writes it: the files pages-N.img, one after the other.
@@ -152,12 +161,16 @@ class Shipper:
         return Shipped(len(streamed), 0, sum(f.sent_bytes for f in streamed.values()), time.monotonic() - started)
 
     @staticmethod
-    def _send(sender: TreeSender, difference: manifest.Delta) -> None:
+    def _send(sender: TreeSender, difference: manifest.Delta) -> list[Item]:
+        vanished: list[Item] = []
         first: dict[tuple[int, int], bytes] = {}
         for item in difference.send:
             linked = item.is_file and item.links > 1
-            if sender.send(item, first.get(item.inode) if linked else None) and linked:
+            if not sender.send(item, first.get(item.inode) if linked else None):
+                vanished.append(item)
+            elif linked:
                 first.setdefault(item.inode, item.path)
+        return vanished
 
 
 def _page_files(images: Path) -> list[bytes]:

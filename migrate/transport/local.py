@@ -12,6 +12,9 @@ import tempfile
 
 from migrate.errors import ConnectionLost
 
+# An agent that lets go of a dump under way waits for its end.
+_LET_GO_S = 660.0
+
 
 class FdStream:
     """A stream over two file descriptors. Units: `timeout_s` bounds each wait for bytes; None waits for ever."""
@@ -87,7 +90,7 @@ class ProcessStream(FdStream):
         """Close the pipes, and see the process end: an agent lets go of everything at EOF."""
         super().close()
         try:
-            self.process.wait(timeout=15)
+            self.process.wait(timeout=_LET_GO_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -110,13 +110,13 @@ class Manager:
             have = (level / "cgroup.controllers").read_text().split()
             for controller in {"cpu", "cpuset", "io", "memory", "pids"} & set(have):
                 with contextlib.suppress(OSError):
-                    (level / "cgroup.subtree_control").write_text(f"+{controller}")
+                    _put(level / "cgroup.subtree_control", f"+{controller}")
 
     def apply(self, pid: int) -> None:
         """Move a process into the container's cgroups. Raises: KernelError."""
         for _, directory in self._trees():
             try:
-                (directory / "cgroup.procs").write_text(str(pid))
+                _put(directory / "cgroup.procs", str(pid))
             except OSError as e:
                 raise KernelError(f"cannot move process {pid} into cgroup {directory}", e.errno or errno.EIO) from e
 
@@ -124,8 +124,8 @@ class Manager:
         """Write limits. Raises: ContainerError naming the JSON pointer; what was written stays written."""
         for write in resources.v2_writes(r) if self.layout.mode == "v2" else resources.v1_writes(r):
             self._write(write)
-        if r.devices:
-            rules = (*r.devices, *default_rules)
+        if r.devices or default_rules:
+            rules = (*((DeviceRule(False, "a", None, None, "rwm"),) if default_rules else ()), *r.devices, *default_rules)
             if directory := self._directory("devices"):
                 for write in resources.v1_device_writes(devices.v1_rules(rules)):
                     self._write(write)
@@ -140,7 +140,7 @@ class Manager:
         if directory is None:
             raise ContainerError(f"{write.why}: this host has no {write.controller} controller")
         try:
-            (directory / write.file).write_text(write.value)
+            _put(directory / write.file, write.value)
         except FileNotFoundError as e:
             raise ContainerError(
                 f"{write.why}: {directory / write.file} does not exist",
@@ -165,7 +165,7 @@ class Manager:
         v1 = (directory / "freezer.state").exists()
         file, value = ("freezer.state", "FROZEN") if v1 else ("cgroup.freeze", "1")
         try:
-            (directory / file).write_text(value)
+            _put(directory / file, value)
         except OSError as e:
             raise KernelError(f"cannot write {value} to {directory / file}", e.errno or errno.EIO) from e
 
@@ -181,14 +181,14 @@ class Manager:
         deadline = time.monotonic() + _FREEZE_TIMEOUT_S
         try:
             while True:
-                (directory / file).write_text(value)
+                _put(directory / file, value)
                 if self.frozen() == (v2 == "1"):
                     return
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.001)
             if v2 == "1":
-                (directory / file).write_text("THAWED" if file == "freezer.state" else "0")
+                _put(directory / file, "THAWED" if file == "freezer.state" else "0")
         except OSError as e:
             raise KernelError(f"cannot write {value} to {directory / file}", e.errno or errno.EIO) from e
         raise ContainerError(
@@ -198,13 +198,20 @@ class Manager:
 
     def frozen(self) -> bool:
         """Say whether all processes are stopped by the freezer."""
+        return self._freezer_says("freezer.state", "FROZEN", "cgroup.events", "frozen 1")
+
+    def told_to_freeze(self) -> bool:
+        """Say whether the freezer was told to stop the processes: what a tracer holds counts as frozen only later."""
+        return self._freezer_says("freezer.self_freezing", "1", "cgroup.freeze", "1")
+
+    def _freezer_says(self, v1_file: str, v1: str, v2_file: str, v2: str) -> bool:
         if self.freezer_path is None:
             return False
         directory = Path(self.freezer_path)
         with contextlib.suppress(FileNotFoundError):
-            return (directory / "freezer.state").read_text().strip() == "FROZEN"
+            return (directory / v1_file).read_text().strip() == v1
         with contextlib.suppress(FileNotFoundError):
-            return "frozen 1" in (directory / "cgroup.events").read_text()
+            return v2 in (directory / v2_file).read_text()
         return False
 
     def pids(self) -> list[int]:
@@ -223,7 +230,7 @@ class Manager:
         """Send a signal to every process. SIGKILL reaches also those that are being forked meanwhile."""
         v2 = self._directory("")
         if number == signal.SIGKILL and v2 is not None and (v2 / "cgroup.kill").exists():
-            (v2 / "cgroup.kill").write_text("1")
+            _put(v2 / "cgroup.kill", "1")
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -246,6 +253,15 @@ class Manager:
                     raise KernelError(f"cannot remove cgroup {directory}", error)
                 time.sleep(delay)
                 delay = min(delay * 2, 0.1)
+
+
+def _put(path: Path, value: str) -> None:
+    """Write a file of a cgroup. Unlike Path.write_text this asks for no creation, which the kernel calls EACCES."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
 
 
 def _remove_tree(directory: Path) -> int | None:

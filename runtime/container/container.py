@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from runtime import log
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container import bundle as bundle_module
 from runtime.container.bundle import Bundle
@@ -25,6 +26,7 @@ from runtime.linux.procfs import read_stat
 from runtime.process import hooks
 from runtime.process.handshake import connect_to_start, listen_for_start
 from runtime.setup.plan import DEFAULT_DEVICE_RULES
+from runtime.spec.config import Spec
 from runtime.spec.state import State, oci_state, runc_state
 
 
@@ -62,7 +64,7 @@ class Container:
             pid=self.state.pid,
             alive=alive,
             waits_for_start=waits,
-            frozen=alive and self.manager().frozen(),
+            frozen=alive and self.manager().told_to_freeze(),
             being_created=not self.state.pid,
         )
 
@@ -203,8 +205,6 @@ class Container:
         except ContainerError as e:
             if fatal:
                 raise
-            from runtime import log
-
             log.warning(str(e))
 
     def refresh(self) -> None:
@@ -232,8 +232,6 @@ def create(
     spec = bundle.spec
     if spec.process is None:
         raise SpecError(f"{bundle.path}/config.json: /process: is required to create a container")
-    if options.systemd_cgroup:
-        raise UsageError("--systemd-cgroup: the systemd cgroup driver is not supported", hint="leave the option out")
     process = spec.process
     if process.terminal and on_console is None:
         raise UsageError(
@@ -243,7 +241,7 @@ def create(
     check_capabilities(process)
     setup = plan(spec, str(bundle.path))
     layout = host_layout()
-    manager = Manager(layout, container_paths(layout, spec.linux.cgroups_path, container_id))
+    manager = Manager(layout, container_paths(layout, cgroups_path(spec, options.systemd_cgroup), container_id))
     joins = create_process.open_namespaces(spec.linux.namespaces)
     directory = store.make(container_id)
     with store.locked(container_id):
@@ -308,6 +306,21 @@ def create(
             store.remove(container_id)
             raise
     return container
+
+
+def cgroups_path(spec: Spec, systemd: bool) -> str | None:
+    """Return the path of the container's cgroups.
+
+    With --systemd-cgroup it is written SLICE:PREFIX:NAME. There is no systemd driver here: the cgroup gets the place
+    that systemd would give it, and a warning says that systemd does not know of it.
+    """
+    path = spec.linux.cgroups_path
+    if systemd:
+        log.warning("--systemd-cgroup: cgroups are made without systemd")
+        if path and path.count(":") == 2:
+            slice_, prefix, name = path.split(":")
+            return f"/{slice_ or 'system.slice'}/{prefix + '-' if prefix else ''}{name}.scope"
+    return path
 
 
 def describe_stdio(terminal: bool) -> tuple[str, str, str]:

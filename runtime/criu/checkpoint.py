@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import stat
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ class _Dump:
     def __init__(self, container: Container, controller: Controller | None, leave_running: bool) -> None:
         self._container, self._controller, self._leave_running = container, controller, leave_running
         self._manager = container.manager()
-        self._thaw = False
+        self._thaw = self._committed = False
 
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "pre-dump":
@@ -96,9 +97,13 @@ class _Dump:
             )
         if decision == Decision.ABORT:
             raise HoldAborted(f"checkpoint of {self._container.id} was aborted: it runs on")
+        self._committed = True
 
     def let_go(self) -> None:
         """Thaw: what CRIU left alive runs on, what it killed dies for good."""
+        if self._committed:
+            # It runs elsewhere by now: also when CRIU failed to kill it, it must not run here again.
+            self._manager.signal_all(signal.SIGKILL)
         if self._thaw:
             with contextlib.suppress(KernelError):
                 self._manager.thaw()

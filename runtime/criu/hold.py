@@ -9,9 +9,9 @@
      | {"event": "resumed"} ---------------->|  (restore only) the container runs
      | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
 
-EOF instead of a word: the controller is gone. Then the decision file speaks, and without one it is abort. When it
-says commit, a restore goes on, but a checkpoint leaves the container frozen: whether the other side runs is not
-known here, and two copies are worse than a stopped one.
+EOF instead of a word: the controller is gone, and that is abort. But while the decision file says commit, a checkpoint
+neither kills nor thaws: it leaves the container frozen, since whether the other side runs is not known here, and two
+copies are worse than a stopped one.
 """
 
 from __future__ import annotations
@@ -69,8 +69,10 @@ class Controller:
     def wait_decision(self) -> Decision:
         """Wait for the decision. Raises: ContainerError."""
         word = self._word()
+        if word in (None, Decision.ABORT) and self._decided_commit():
+            return Decision.LEAVE_FROZEN  # who takes the decision back removes the file first
         if word is None:
-            return Decision.LEAVE_FROZEN if self._decided_commit() else Decision.ABORT
+            return Decision.ABORT
         if word not in (Decision.COMMIT, Decision.ABORT):
             raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint="commit or abort was expected")
         return Decision(word)

@@ -71,8 +71,26 @@ TIOCGPTN = 0x80045430
 CGROUP2_SUPER_MAGIC = 0x63677270
 
 # System calls without a wrapper in glibc 2.36, by machine; those from 424 on have one number everywhere.
-_X86_64 = {"clone": 56, "pivot_root": 155, "capset": 126, "setns": 308, "unshare": 272, "keyctl": 250, "bpf": 321}
-_ARM64 = {"clone": 220, "pivot_root": 41, "capset": 91, "setns": 268, "unshare": 97, "keyctl": 219, "bpf": 280}
+_X86_64 = {
+    "clone": 56,
+    "pivot_root": 155,
+    "capset": 126,
+    "setns": 308,
+    "unshare": 272,
+    "keyctl": 250,
+    "bpf": 321,
+    "rt_sigaction": 13,
+}
+_ARM64 = {
+    "clone": 220,
+    "pivot_root": 41,
+    "capset": 91,
+    "setns": 268,
+    "unshare": 97,
+    "keyctl": 219,
+    "bpf": 280,
+    "rt_sigaction": 134,
+}
 SYSCALL: dict[str, int] = {
     **(_X86_64 if platform.machine() == "x86_64" else _ARM64),
     "pidfd_send_signal": 424,

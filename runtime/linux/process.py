@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 
@@ -66,4 +67,8 @@ def reset_signals() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(number) is not signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
+    # The two that glibc keeps to itself are hidden from Python, but may have come to us ignored all the same.
+    default_action = ctypes.create_string_buffer(32)
+    for hidden in (32, 33):
+        syscall("rt_sigaction", hidden, default_action, None, 8)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -41,6 +41,7 @@ def spawn(
     if flags & const.CLONE_NEWPID:
         namespace.setns(pidfd, const.CLONE_NEWPID)  # takes effect for children
     gc.freeze()
+    prctl(const.PR_SET_DUMPABLE, 0)  # before the child is in the container's pid namespace
     pid = clone(0)
     if pid == 0:
         forget_locks()
@@ -88,7 +89,6 @@ def foreign_namespaces(pid: int) -> int:
 def _main(pidfd: int, flags: int, process: Process, preserve_fds: int, last_capability: int, channel: Channel) -> NoReturn:
     try:
         die_with_parent()
-        prctl(const.PR_SET_DUMPABLE, 0)
         channel.expect("go")
         if flags:
             namespace.setns(pidfd, flags)

@@ -127,6 +127,7 @@ def find_command(process: Process, env: dict[str, str]) -> str:
     for directory in env.get("PATH", "").split(":"):
         path = f"{directory or '.'}/{command}"
         if os.path.isfile(path) and os.access(path, os.X_OK):
+            _check_executable(path, command)
             return path
     raise CommandNotFound(f'exec: "{command}": executable file not found in $PATH')
 

@@ -204,6 +204,9 @@ class Performer:
     def _MaskPath(self, op: ops.MaskPath) -> None:
         try:
             with self._opened(op.path) as path, self._opened("/dev/null") as null:
+                device = os.stat(null)
+                if not stat.S_ISCHR(device.st_mode) or device.st_rdev != os.makedev(1, 3):
+                    raise ContainerError(f"cannot mask {op.path}: /dev/null of the container is not the null device")
                 if stat.S_ISDIR(os.stat(path).st_mode):
                     m.mount("tmpfs", path, "tmpfs", c.MS_RDONLY)
                 else:
@@ -218,6 +221,9 @@ class Performer:
         path = "/proc/sys/" + (op.name if "/" in op.name else op.name.replace(".", "/"))
         fd = m.openat2(self.root_fd, path, os.O_WRONLY)
         try:
+            where = os.readlink(f"/proc/self/fd/{fd}")
+            if not where.startswith("/proc/sys/") or os.fstat(fd).st_dev != os.stat("/proc/self").st_dev:
+                raise ContainerError(f"cannot set {op.name}: /proc/sys of the container is not procfs")
             os.write(fd, op.value.encode())
         finally:
             os.close(fd)

@@ -196,6 +196,37 @@ def test_a_large_memory(bed: Bed) -> None:
     runs_on(bed, "host2")
 
 
+def test_writes_through_a_shared_mapping_are_not_lost(bed: Bed) -> None:
+    """They leave no trace in the file's times, so that a comparison of times would miss them."""
+    code = (
+        "import mmap, time; f = open('/mapped', 'w+b'); f.truncate(4096); m = mmap.mmap(f.fileno(), 4096); n = 0\n"
+        "while True: n += 1; m[0:8] = n.to_bytes(8, 'big'); time.sleep(0.005)"
+    )
+    path = bed.path("host1", BUNDLE)
+
+    def change(config: dict) -> None:  # type: ignore[type-arg]
+        for directory in ("/usr", "/lib", "/lib64"):
+            if Path(directory).exists():
+                config["mounts"].append(
+                    {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
+                )
+
+    bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", code, path=path, change=change)
+    for directory in ("usr", "lib", "lib64"):
+        (bundle / "rootfs" / directory).mkdir()
+    bed.start("host1", BUNDLE, NAME)
+
+    def value(host: str) -> int:
+        return int.from_bytes(bed.path(host, f"{BUNDLE}/rootfs/mapped").read_bytes()[:8], "big")
+
+    wait_for(lambda: (bundle / "rootfs/mapped").exists() and value("host1") > 10, "counting")
+    # Frozen just before the restore is let go: the file must be what the freeze saw, not what a pass before it saw.
+    report = bed.move("host1", NAME, "host2")
+    at = value("host2")
+    wait_for(lambda: value("host2") > at, "counting on host2")
+    assert report["details"]["freeze"]["delta"]["entries"] >= 1
+
+
 def test_plain_output(counting: Bed) -> None:
     done = counting.run("host1", "migrate", "move", NAME, "host2")
     assert done.returncode == 0

@@ -144,15 +144,31 @@ def test_a_checkpoint_that_is_killed_stays_frozen(case: Case) -> None:
     case.runs()
 
 
-def test_a_checkpoint_whose_criu_is_killed_lets_go(case: Case) -> None:
+@pytest.mark.parametrize("word", ["abort", "commit"])
+def test_a_checkpoint_whose_criu_is_killed(case: Case, word: str) -> None:
+    """Aborted it runs on; committed it runs elsewhere by then, and must not run here, whoever has to kill it."""
     hold = case.checkpoint()
     children = Path(f"/proc/{hold.process.pid}/task/{hold.process.pid}/children").read_text().split()
     os.kill(int(children[0]), signal.SIGKILL)
-    hold.say("commit")
-    assert hold.event() == "error"
+    hold.say(word)
+    assert hold.event() in ("error", "aborted")
     hold.close()
-    assert case.oci.status("c") == "running"
-    case.runs()
+    if word == "abort":
+        assert case.oci.status("c") == "running"
+        case.runs()
+    else:
+        case.oci.wait_status("c", "stopped")
+
+
+def test_an_abort_against_the_decision_leaves_it_frozen(case: Case, tmp_path: Path) -> None:
+    decision = tmp_path / "decision"
+    hold = case.checkpoint("--decision", str(decision))
+    decision.write_text("commit\n")
+    hold.say("abort")
+    assert hold.event() == "aborted"
+    assert hold.close() == 3
+    case.stands_still()
+    assert case.oci.status("c") == "paused"
 
 
 def test_a_restore_that_is_committed_runs(case: Case) -> None:

@@ -34,7 +34,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
 
 
 def container_facts(**changes: Any) -> ContainerFacts:
-    bundle = BundleFacts("/b", "/b/rootfs", False, 10, 1 << 20, (), ())
+    bundle = BundleFacts("/b", "/b/rootfs", False, (), 10, 1 << 20, (), ())
     for name in list(changes):
         if hasattr(bundle, name):
             bundle = BundleFacts(**{**_dict(bundle), name: changes.pop(name)})
@@ -68,6 +68,7 @@ def test_a_good_move_has_no_refusals() -> None:
         ("bundle-exists", {}, {}, {"bundle_exists": True}),
         ("bundle-shared", {}, {"sharers": ("d",)}, {}),
         ("rootfs-outside", {}, {"rootfs": "/elsewhere"}, {}),
+        ("bundle-has-mounts", {}, {"mounts_inside": ("/b/rootfs/x",)}, {}),
         ("rootfs-mount", {}, {"rootfs_is_mount": True}, {}),
         ("namespace-path", {}, {"namespace_paths": ("/run/netns/x",)}, {}),
         ("bind-source-missing", {}, {"bind_sources": ("/s",)}, {"missing_bind_sources": ("/s",)}),

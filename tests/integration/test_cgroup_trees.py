@@ -1,0 +1,91 @@
+"""The other ways in which a host may mount its cgroups: v2 alone, and v1 alone.
+
+Each is a real tree, mounted over the machine's own in a mount namespace. Controllers that the machine has on v1 are not
+there on its v2 tree; what v2 does without them (freezing, killing, device programs, namespaces) is.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.cgroups.manager import host_layout
+from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, numbers
+from tests.helpers.oci import Oci, wait_for
+
+pytestmark = pytest.mark.ferry
+
+TREES = {
+    "v2": "umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+    "v1": "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified",
+}
+
+
+class Elsewhere(Oci):
+    """Runs every verb in a mount namespace with another cgroup mount."""
+
+    def __init__(self, root: Path, holder: int) -> None:
+        super().__init__(root)
+        self._enter = ["nsenter", "-t", str(holder), "-m"]
+
+    def argv(self, *args: str | Path, before: tuple[str, ...] = ()) -> list[str]:
+        return [*self._enter, *super().argv(*args, before=before)]
+
+
+@pytest.fixture(params=sorted(TREES))
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Elsewhere]:
+    if request.param == "v1" and host_layout().mode == "v2":
+        pytest.skip("this kernel's controllers are on the v2 tree: there is no v1 tree to mount")
+    script = f"mount --make-rprivate / && {{ {TREES[request.param]}; }} && echo ready && exec sleep 1000"
+    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    assert holder.stdout and holder.stdout.readline() == "ready\n"
+    oci = Elsewhere(tmp_path / "elsewhere", holder.pid)
+    yield oci
+    oci.delete_all()
+    holder.kill()
+    holder.wait()
+
+
+def test_life(elsewhere: Elsewhere, bundles: BundleMaker, tmp_path: Path) -> None:
+    oci, bundle = elsewhere, bundles(*counter())
+    oci.detached(bundle, "c")
+    count = bundle / "rootfs/count"
+    wait_for(lambda: len(numbers(count)) > 3, "counting")
+    oci.ok("pause", "c")
+    assert oci.status("c") == "paused"
+    oci.ok("resume", "c")
+    oci.ok("checkpoint", "--image-path", tmp_path / "images", "c")
+    oci.ok("delete", "c")
+    null = subprocess.DEVNULL
+    argv = ("restore", "--detach", "--image-path", tmp_path / "images", "--bundle", bundle, "c")
+    done = oci.run(*argv, stdout=null, stderr=null)
+    assert done.returncode == 0, oci.run(*argv).stderr
+    at = len(numbers(count))
+    wait_for(lambda: len(numbers(count)) > at + 3, "counting after the restore")
+    assert_gapless(numbers(count))
+    oci.ok("pause", "c")
+    oci.ok("delete", "--force", "c")
+
+
+def test_devices(elsewhere: Elsewhere, bundles: BundleMaker) -> None:
+    def change(c: Config) -> None:
+        c["linux"]["devices"] = [{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666}]
+
+    out = elsewhere.ok(
+        "run", "--bundle", bundles("sh", "-c", "head -c1 /dev/zero | wc -c; head -c1 /dev/kmsg 2>&1; true", change=change), "c"
+    )
+    assert out.split("\n")[0] == "1" and "not permitted" in out
+
+
+def test_a_limit_without_its_controller_is_an_error(elsewhere: Elsewhere, bundles: BundleMaker) -> None:
+    bundle = bundles("true", change=lambda c: c["linux"]["resources"].update(pids={"limit": 9}, memory={"limit": 1 << 27}))
+    done = elsewhere.run("run", "--bundle", bundle, "c")
+    if host_layout().mode == "hybrid" and "cgroup2" in elsewhere.ok(
+        "run", "--bundle", bundles("cat", "/proc/self/mountinfo"), "m"
+    ):
+        assert done.returncode == 1 and "the kernel or this cgroup lacks the controller" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
