@@ -56,6 +56,7 @@ class Agent:
         self._shipper: Shipper | None = None
         self._released = False
         self._decided = False
+        self._pid = 0
 
     def serve(self) -> None:
         """Answer calls until the stream ends; then let go of everything."""
@@ -247,6 +248,10 @@ class Agent:
     def hold_checkpoint(self, container: str, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
         migration = self._migration()
+        state = command.state(container)
+        if state is None:
+            raise RuntimeFailed(f"container does not exist: {container}")
+        self._pid = state["pid"]
         arguments = [
             "checkpoint",
             "--image-path",
@@ -278,7 +283,7 @@ class Agent:
         held.event("frozen", _FROZEN_S)
         frozen = time.monotonic()
         # A shared mapping is written to without a trace in the file's times: what is mapped so is always sent again.
-        self._data().distrust(bundle, probe.shared_mappings(self._container))
+        self._data().distrust(bundle, probe.shared_mappings(self._pid))
         delta = self._ship(bundle, bundle)
         shipped = time.monotonic()
         images = places.images(self._migration())

@@ -92,12 +92,29 @@ def mounts_below(directory: Path) -> list[str]:
     return sorted(p for p in points if p.startswith(prefix))
 
 
-def shared_mappings(container: str) -> set[tuple[int, int]]:
+def _family(init_pid: int) -> list[Path]:
+    """Return the /proc directories of the processes in a container's cgroups, its first process's and those below.
+
+    Asked while the container stands still, when starting a command would be the longest part of it.
+    """
+    own = Path(f"/proc/{init_pid}/cgroup").read_text().splitlines()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            lines = (entry / "cgroup").read_text().splitlines()
+        except OSError:
+            continue
+        if len(lines) == len(own) and all(a == b or a.startswith(f"{b}/") for a, b in zip(lines, own, strict=True)):
+            found.append(entry)
+    return found
+
+
+def shared_mappings(init_pid: int) -> set[tuple[int, int]]:
     """Return (device, inode) of every file that a process of a container has mapped shared and writable."""
     found = set()
-    for pid in json.loads(command.run("ps", "--format", "json", container)):
+    for process in _family(init_pid):
         try:
-            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            lines = (process / "maps").read_text().splitlines()
         except OSError:
             continue
         for line in lines:
