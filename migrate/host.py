@@ -95,7 +95,7 @@ def _ssh_g(name: str, *options: str) -> dict[str, list[str]]:
 
 
 def bulk_command(host: Host, remote_command: str) -> list[str]:
-    """Return the `ssh` command that carries bulk data: OpenSSH is twice as fast as any SSH in Python.
+    """Return the `ssh` command that carries bulk data: OpenSSH is faster than any SSH in Python.
 
     It asks nothing, accepts no new host key, and finds out within 15 s that the other side is gone. AES-GCM is put
     first, which processors have instructions for, unless the user's configuration chose the ciphers.

@@ -1,7 +1,7 @@
 """Have the memory that the downtime will need handed out before it begins.
 
-In a virtual machine memory that was never used, or was given back to the host, costs about ten times as much at its
-first touch as later. The images on both sides and the restored processes are all new memory: touched for the first
+In a virtual machine memory that was never used, or was given back to the host, costs many times as much at its first
+touch as later. The images on both sides and the restored processes are all new memory: touched for the first
 time inside the downtime, it would be most of it. What is touched and freed here shortly before is what the kernel
 hands out next.
 """

@@ -76,7 +76,7 @@ class Wire:
     def receive_raw(self, buffer: memoryview) -> Iterator[memoryview]:
         """Give the next piece of file content, in parts of `buffer` as they arrive.
 
-        Handling what has come while it is in the processor's cache is twice as fast as filling a large buffer first.
+        Handling what has come while it is in the processor's cache is much faster than filling a large buffer first.
 
         Raises: ConnectionLost, ProtocolError.
         """
