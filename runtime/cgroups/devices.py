@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from runtime.spec.config import DeviceRule
+from runtime.spec.resources import DeviceRule
 
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _TYPE = {"b": 1, "c": 2}

@@ -13,13 +13,14 @@ import posixpath
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-from runtime.cgroups import devices, resources
+from runtime.cgroups import devices, resources, stats
 from runtime.cgroups.layout import Hierarchy, Layout, detect
-from runtime.errors import ContainerError, KernelError
+from runtime.errors import ContainerError, KernelError, Unsupported, UsageError
 from runtime.linux import bpf
 from runtime.linux.procfs import read_mountinfo
-from runtime.spec.config import DeviceRule, Resources
+from runtime.spec.resources import DeviceRule, Resources
 
 _FREEZE_TIMEOUT_S = 10.0
 _REMOVE_TIMEOUT_S = 5.0
@@ -93,6 +94,21 @@ class Manager:
             except OSError as e:
                 raise KernelError(f"cannot make cgroup {directory}", e.errno or errno.EIO) from e
 
+    def create_where_allowed(self) -> None:
+        """Make the directories that this user may make and use; forget the others. Raises: KernelError."""
+        for h, directory in self._trees():
+            alone = Manager(self.layout, {h.key: str(directory)})
+            try:
+                alone.create()
+                if not os.access(directory / "cgroup.procs", os.W_OK):
+                    raise KernelError(f"cannot use cgroup {directory}", errno.EACCES)
+            except KernelError as e:
+                if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+                del self.paths[h.key]
+
     @staticmethod
     def _fill_cpuset(top: Path, directory: Path) -> None:
         """Give every level its parent's processors and nodes: an empty cpuset takes no process."""
@@ -108,17 +124,26 @@ class Manager:
         levels = [directory, *directory.parents]
         for level in reversed(levels[1 : levels.index(top) + 1]):
             have = (level / "cgroup.controllers").read_text().split()
-            for controller in {"cpu", "cpuset", "io", "memory", "pids"} & set(have):
+            for controller in {"cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma"} & set(have):
                 with contextlib.suppress(OSError):
                     _put(level / "cgroup.subtree_control", f"+{controller}")
 
-    def apply(self, pid: int) -> None:
-        """Move a process into the container's cgroups. Raises: KernelError."""
-        for _, directory in self._trees():
+    def apply(self, pid: int, below: tuple[tuple[str, str], ...] = ()) -> None:
+        """Move a process into the container's cgroups, or into those `below` them: (controller or "" for all, path).
+
+        Raises: KernelError; UsageError for a path that leads out of the container's cgroup.
+        """
+        for h, directory in self._trees():
+            place = directory
+            for controller, path in below:
+                if controller == "" or controller in h.controllers:
+                    place = directory / path.lstrip("/")
+                    if ".." in Path(path).parts:
+                        raise UsageError(f"--cgroup: {path!r} leads out of the container's cgroup")
             try:
-                _put(directory / "cgroup.procs", str(pid))
+                _put(place / "cgroup.procs", str(pid))
             except OSError as e:
-                raise KernelError(f"cannot move process {pid} into cgroup {directory}", e.errno or errno.EIO) from e
+                raise KernelError(f"cannot move process {pid} into cgroup {place}", e.errno or errno.EIO) from e
 
     def set(self, r: Resources, default_rules: tuple[DeviceRule, ...] = ()) -> None:
         """Write limits. Raises: ContainerError naming the JSON pointer; what was written stays written."""
@@ -135,19 +160,63 @@ class Manager:
                 except OSError as e:
                     raise KernelError(f"/linux/resources/devices: cannot attach to {directory}", e.errno or 0) from e
 
+    def update(self, r: Resources) -> None:
+        """Change limits of a container that lives. Raises: as `set`.
+
+        v1 wants memory+swap at least as high as memory at every moment, so which of the two goes first depends on where
+        they are now: what is refused at first is tried once more after the others.
+        """
+        again = []
+        for write in resources.v2_writes(r) if self.layout.mode == "v2" else resources.v1_writes(r):
+            try:
+                self._write(write)
+            except KernelError as e:
+                if e.errno not in (errno.EINVAL, errno.EBUSY):
+                    raise
+                again.append(write)
+        for write in again:
+            self._write(write)
+        if r.devices:
+            self.set(Resources(devices=r.devices))
+
     def _write(self, write: resources.Write) -> None:
         directory = self._directory(write.controller)
         if directory is None:
-            raise ContainerError(f"{write.why}: this host has no {write.controller} controller")
+            raise Unsupported(
+                f"{write.why}: this host has no {write.controller or 'v2'} cgroup controller that the container could use",
+                hint=f"remove it from config.json, or mount the controller {write.controller}",
+            )
+        file, value = write.file, write.value
+        if write.instead is not None and not (directory / file).exists():
+            file, value = write.instead
         try:
-            _put(directory / write.file, write.value)
-        except FileNotFoundError as e:
-            raise ContainerError(
-                f"{write.why}: {directory / write.file} does not exist",
-                hint="the kernel or this cgroup lacks the controller",
+            _put(directory / file, value)
+        except (FileNotFoundError, PermissionError) as e:
+            if (directory / file).exists():
+                raise KernelError(f"{write.why}: cannot write {value!r} to {directory / file}", e.errno or 0) from e
+            raise Unsupported(
+                f"{write.why}: {directory / file} does not exist", hint="the kernel or this cgroup lacks the controller"
             ) from e
         except OSError as e:
-            raise KernelError(f"{write.why}: cannot write {write.value!r} to {directory / write.file}", e.errno or 0) from e
+            raise KernelError(f"{write.why}: cannot write {value!r} to {directory / file}", e.errno or 0) from e
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the container uses, as `events --stats` prints it."""
+        v2 = self._directory("")
+        if self.layout.mode == "v2" and v2 is not None:
+            return stats.v2(v2)
+        nowhere = Path("/nonexistent")
+        names = ("cpu", "cpuacct", "memory", "pids", "blkio")
+        return stats.v1(*(self._directory(name) or nowhere for name in names))
+
+    def oom_kills(self) -> int:
+        """Return how often the kernel killed a process of the container for want of memory."""
+        v1 = self._directory("memory") if self.layout.mode != "v2" else None
+        return stats.oom_kills(v1, self._directory(""))
+
+    def memory_usage(self) -> int:
+        """Return the memory that the container uses now. Units: bytes."""
+        return int(self.stats()["memory"]["usage"]["usage"])
 
     def freeze(self) -> None:
         """Stop every process of the container; return when all are stopped.

@@ -27,7 +27,7 @@ def command(
     no_new_keyring: bool,
     preserve_fds: int,
 ) -> None:
-    options = CreateOptions(no_pivot, no_new_keyring, preserve_fds, g.systemd_cgroup)
+    options = CreateOptions(no_pivot, no_new_keyring, preserve_fds, g.systemd_cgroup, g.rootless)
     container = create(g.store, container_id, bundles.load(bundle), options, console_sender(console_socket))
     if pid_file:
         write_pid_file(pid_file, container.state.pid)

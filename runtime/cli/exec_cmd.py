@@ -11,10 +11,12 @@ from runtime.cli.main import Globals
 from runtime.cli.options import console_sender
 from runtime.container.container import Container
 from runtime.container.exec import ExecOptions, execute
-from runtime.errors import SpecError
+from runtime.errors import SpecError, UsageError
 from runtime.process.exec import write_pid_file
 from runtime.process.foreground import Foreground
-from runtime.spec.config import Process, parse_process
+from runtime.spec.config import Process
+from runtime.spec.parse import parse_process, refuse
+from runtime.spec.validate import check_process
 
 
 @click.command(
@@ -33,6 +35,9 @@ from runtime.spec.config import Process, parse_process
 @click.option("--no-new-privs", is_flag=True, help="Give up gaining privileges.")
 @click.option("-c", "--cap", multiple=True, help="Add a capability.")
 @click.option("--preserve-fds", type=click.IntRange(0), default=0, help="Pass this many more descriptors on.")
+@click.option("--apparmor", metavar="PROFILE", help="AppArmor profile of the process.")
+@click.option("--process-label", metavar="LABEL", help="SELinux label of the process.")
+@click.option("--cgroup", "cgroups", multiple=True, metavar="[CONTROLLER:]PATH", help="Cgroup below the container's.")
 @click.option("--ignore-paused", is_flag=True, help="Also in a paused container.")
 @click.argument("container_id")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -51,6 +56,9 @@ def command(
     no_new_privs: bool,
     cap: tuple[str, ...],
     preserve_fds: int,
+    apparmor: str | None,
+    process_label: str | None,
+    cgroups: tuple[str, ...],
     ignore_paused: bool,
     container_id: str,
     args: tuple[str, ...],
@@ -67,6 +75,9 @@ def command(
         no_new_privs=no_new_privs,
         ignore_paused=ignore_paused,
         preserve_fds=preserve_fds,
+        apparmor=apparmor,
+        process_label=process_label,
+        cgroups=_cgroups(cgroups),
     )
     on_console = console_sender(console_socket)
     foreground = None if detach else Foreground()
@@ -80,6 +91,20 @@ def command(
 
 def _load(path: Path) -> Process:
     try:
-        return parse_process(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as e:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
         raise SpecError(f"cannot read process document {path}: {e}") from e
+    process, problems = parse_process(document)
+    refuse([*problems, *(p.removeprefix("/process") for p in check_process(process))], str(path))
+    return process
+
+
+def _cgroups(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Read `PATH` or `CONTROLLER[,CONTROLLER]:PATH`."""
+    found = []
+    for value in values:
+        controllers, colon, path = value.rpartition(":")
+        if not path:
+            raise UsageError(f"--cgroup: {value!r} names no path")
+        found += [(c, path) for c in (controllers.split(",") if colon else [""])]
+    return tuple(found)

@@ -15,8 +15,8 @@ from runtime.container.store import Store, default_root
 from runtime.errors import ContainerError
 
 VERBS = (
-    "checkpoint", "create", "delete", "exec", "features", "kill", "list", "pause", "ps", "restore", "resume", "run",
-    "spec", "start", "state",
+    "checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore", "resume", "run",
+    "spec", "start", "state", "update",
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ class Globals:
     store: Store
     systemd_cgroup: bool
     debug: bool
+    rootless: bool
 
 
 class LazyGroup(click.Group):
@@ -52,7 +53,12 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--debug", is_flag=True, help="Log what is done.")
 @click.option("--systemd-cgroup", is_flag=True, help="Use the systemd cgroup driver.")
-@click.option("--rootless", metavar="VALUE", default="auto", help="Ignore cgroup permission errors (true, false, auto).")
+@click.option(
+    "--rootless",
+    type=click.Choice(["true", "false", "auto", "1", "0"]),
+    default="auto",
+    help="Ignore cgroup permission errors where they are not allowed.",
+)
 @click.option("--criu", hidden=True, help="Path of criu; $FERRY_CRIU does the same.")
 @click.option("-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
 @click.pass_context
@@ -73,7 +79,19 @@ def cli(
         log.configure(log_path, log_format, debug)
     except OSError as e:
         raise ContainerError(f"cannot open log file {log_path}: {e.strerror}") from e
-    ctx.obj = Globals(Store((root or default_root()).absolute()), systemd_cgroup, debug)
+    ctx.obj = Globals(Store((root or default_root()).absolute()), systemd_cgroup, debug, _is_rootless(rootless))
+
+
+def _is_rootless(value: str) -> bool:
+    """Say whether cgroups may be done without where they are not allowed: an ordinary user, or root of a user namespace."""
+    if value != "auto":
+        return value in ("true", "1")
+    if os.geteuid() != 0:
+        return True
+    try:
+        return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
 
 
 def run(argv: list[str]) -> int:

@@ -36,7 +36,7 @@ def command(
     keep: bool,
     no_subreaper: bool,
 ) -> int:
-    options = CreateOptions(no_pivot, no_new_keyring, preserve_fds, g.systemd_cgroup)
+    options = CreateOptions(no_pivot, no_new_keyring, preserve_fds, g.systemd_cgroup, g.rootless)
     loaded = bundles.load(bundle)
     on_console = console_sender(console_socket)
     foreground = None if detach else Foreground()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import SpecError
-from runtime.spec import config, validate
+from runtime.spec import validate
 from runtime.spec.config import Spec
+from runtime.spec.parse import parse as parse_document
+from runtime.spec.parse import refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Bundle:
 def load(path: Path) -> Bundle:
     """Read and check a bundle.
 
-    Raises: SpecError, Unsupported.
+    Raises: SpecError with all that is wrong.
     """
     path = Path(os.path.realpath(path))
     bundle = parse(path, path / "config.json")
@@ -38,18 +40,15 @@ def load(path: Path) -> Bundle:
 
 
 def parse(path: Path, config_json: Path) -> Bundle:
-    """Read the config.json of a bundle from wherever a copy of it is. Raises: SpecError, Unsupported."""
+    """Read the config.json of a bundle from wherever a copy of it is. Raises: SpecError with all that is wrong."""
     try:
         document = json.loads(config_json.read_bytes())
     except FileNotFoundError:
         raise SpecError(f"JSON specification file {config_json} not found", hint="make one with: runtime spec") from None
     except OSError as e:
         raise SpecError(f"cannot read {config_json}: {e.strerror}") from e
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise SpecError(f"{config_json}: is not JSON: {e}") from e
-    try:
-        spec = config.parse(document)
-        validate.check(spec, document)
-    except SpecError as e:
-        raise SpecError(f"{config_json}: {e.message}", hint=e.hint) from None
+    spec, problems = parse_document(document)
+    refuse([*problems, *(validate.check(spec, document) if isinstance(document, dict) else ())], str(config_json))
     return Bundle(path, document, spec)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import getpass
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,19 +17,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runtime import log
+from runtime import OCI_VERSION, log
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container import bundle as bundle_module
+from runtime.container.activation import NotifySocket, listen_fds, with_listen_fds
 from runtime.container.bundle import Bundle
 from runtime.container.lifecycle import Status, derive, require
 from runtime.container.store import Store
-from runtime.errors import ContainerError, NotFound, SpecError, UsageError, WrongStatus
+from runtime.errors import ContainerError, KernelError, NotFound, SpecError, UsageError, WrongStatus
 from runtime.linux.process import pidfd_open, pidfd_send_signal
 from runtime.linux.procfs import read_stat
-from runtime.process import hooks
+from runtime.process import console, hooks
 from runtime.process.handshake import connect_to_start, listen_for_start
 from runtime.setup.plan import DEFAULT_DEVICE_RULES
-from runtime.spec.config import Spec
+from runtime.spec.config import Process, Spec
+from runtime.spec.parse import parse_resources
 from runtime.spec.state import State, oci_state, runc_state
 
 
@@ -38,6 +43,7 @@ class CreateOptions:
     no_new_keyring: bool = False
     preserve_fds: int = 0
     systemd_cgroup: bool = False
+    rootless: bool = False
 
 
 class Container:
@@ -81,10 +87,12 @@ class Container:
         return bundle_module.parse(Path(self.state.bundle), self.store.config_path(self.id))
 
     def _annotations(self) -> dict[str, str]:
+        """Return the document's annotations; reading no more of it keeps `state` fast."""
         try:
-            return dict(self.bundle().spec.annotations)
-        except ContainerError:
+            annotations = json.loads(self.store.config_path(self.id).read_bytes()).get("annotations")
+        except (OSError, ValueError, AttributeError):
             return {}
+        return annotations if isinstance(annotations, dict) else {}
 
     def hook_state(self, status: str) -> dict[str, Any]:
         return oci_state(self.state, status, self._annotations())
@@ -102,22 +110,56 @@ class Container:
         return runc_state(self.state, self.status(), self._annotations())
 
     def start(self) -> None:
-        """Let a created container run its program.
+        """Let a created container run its program; where systemd waits for its readiness, wait for that, too.
 
         Raises: WrongStatus; ContainerError when its program could not be executed: the container is then stopped.
         """
+        notify = NotifySocket.of_caller(self.store.directory(self.id))
+        listener = None
         with self.store.locked(self.id):
             self.refresh()
             require("start", self.id, self.status())
             channel = connect_to_start(self.store.directory(self.id))
             if channel is None:
                 raise WrongStatus(f"cannot start a container that has stopped: {self.id}")
+            if notify is not None and (self.store.directory(self.id) / "notify").is_dir():
+                listener = notify.listen()
             channel.send({"go": True})
-            channel.receive()  # EOF: the program runs
+            while (answer := channel.receive()) != (None, None):  # EOF: the program runs
+                if answer[0] and "seccomp" in answer[0] and answer[1] is not None:
+                    self.send_listener(self.state.pid, answer[1], "creating")
             channel.close()
             with contextlib.suppress(FileNotFoundError):
                 (self.store.directory(self.id) / "start.sock").unlink()
             self._run_hooks("poststart", "running", fatal=True)
+        if notify is not None and listener is not None:
+            notify.relay(listener, self.state.pid)
+
+    def send_listener(self, pid: int, listener: int, status: str) -> None:
+        """Give the listener of a seccomp filter to the agent that the document names.
+
+        Raises: ContainerError.
+        Source: OCI runtime specification 1.2, config-linux.md, The Container Process State.
+        """
+        filter_spec = self.bundle().spec.linux.seccomp
+        assert filter_spec is not None and filter_spec.listener_path is not None
+        document = {
+            "ociVersion": OCI_VERSION,
+            "fds": ["seccompFd"],
+            "pid": pid,
+            "metadata": filter_spec.listener_metadata,
+            "state": self.hook_state(status),
+        }
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
+                s.connect(filter_spec.listener_path)
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
+                s.sendmsg([json.dumps(document).encode()], rights)
+        except OSError as e:
+            path = filter_spec.listener_path
+            raise KernelError(f"/linux/seccomp/listenerPath: cannot send the listener to {path}", e.errno or 0) from e
+        finally:
+            os.close(listener)
 
     def kill(self, number: int, everything: bool = False) -> None:
         """Send a signal to the first process, or to all. Raises: WrongStatus."""
@@ -157,6 +199,34 @@ class Container:
             require("resume", self.id, self.status())
             self.manager().thaw()
 
+    def update(self, changes: dict[str, Any]) -> None:
+        """Change resources: `changes` is a resources document of what is to be different.
+
+        Raises: SpecError with all that is wrong, before anything is changed; ContainerError naming the JSON pointer.
+        """
+        with self.store.locked(self.id):
+            self.refresh()
+            require("update", self.id, self.status())
+            document = self.bundle().document
+            kept = document.setdefault("linux", {}).setdefault("resources", {})
+            wanted = parse_resources(changes)
+            merged = {**kept}
+            for group, value in changes.items():
+                merged[group] = {**kept.get(group, {}), **value} if isinstance(value, dict) else value
+            whole = parse_resources(merged)
+            if whole.memory.swap is not None and wanted.memory.limit is not None:
+                # On v2 the two depend on each other: what is written of one needs the other.
+                wanted = replace(wanted, memory=replace(wanted.memory, swap=whole.memory.swap))
+            if wanted.memory.swap is not None and whole.memory.limit is not None:
+                wanted = replace(wanted, memory=replace(wanted.memory, limit=whole.memory.limit))
+            manager = self.manager()
+            limit = wanted.memory.limit
+            if whole.memory.check_before_update and limit is not None and 0 <= limit < manager.memory_usage():
+                raise ContainerError(f"/memory/limit: {limit} is less than the container uses: {manager.memory_usage()}")
+            manager.update(wanted)
+            document["linux"]["resources"] = merged
+            self.store.save_config(self.id, document)
+
     def pids(self) -> list[int]:
         """Return the container's processes. Raises: WrongStatus."""
         require("ps", self.id, self.status())
@@ -178,6 +248,8 @@ class Container:
         manager = self.manager()
         if self.alive() or manager.pids():
             manager.signal_all(signal.SIGKILL)
+            with contextlib.suppress(WrongStatus):  # where it has no cgroups, as an ordinary user's
+                self._signal(signal.SIGKILL)
             with contextlib.suppress(ContainerError):
                 manager.thaw()
             self._wait_gone(manager)
@@ -225,21 +297,30 @@ def create(
     # Only what makes processes needs these: the other verbs start faster without.
     from runtime.linux.capability import last_capability
     from runtime.process import create as create_process
+    from runtime.process.confine import prepare
     from runtime.process.identity import check_capabilities
     from runtime.process.init import InitOrders
+    from runtime.process.trees import open_trees
     from runtime.setup.plan import plan
 
     spec = bundle.spec
     if spec.process is None:
         raise SpecError(f"{bundle.path}/config.json: /process: is required to create a container")
-    process = spec.process
-    if process.terminal and on_console is None:
+    if spec.process.terminal and on_console is None:
         raise UsageError(
             "cannot allocate a terminal: nobody would hold its other end",
             hint="with --detach give --console-socket, or set /process/terminal to false in config.json",
         )
-    check_capabilities(process)
-    setup = plan(spec, str(bundle.path))
+    notify = NotifySocket.of_caller(store.directory(container_id))
+    if notify is not None:
+        spec = notify.inside(spec)
+    sockets = listen_fds()
+    assert spec.process is not None
+    process = with_listen_fds(spec.process, sockets)
+    if not spec.linux.namespace("user"):
+        check_capabilities(process)
+    confinement = prepare(process, spec.linux.seccomp)
+    setup = plan(spec, str(bundle.path), detach=spec.linux.makes("user") and os.geteuid() == 0)
     layout = host_layout()
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, options.systemd_cgroup), container_id))
     joins = create_process.open_namespaces(spec.linux.namespaces)
@@ -266,25 +347,31 @@ def create(
                     hint="choose another /linux/cgroupsPath, or end them",
                 )
             made_cgroups = True
-            manager.create()
-            manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
+            if options.rootless and spec.linux.cgroups_path is None:
+                manager.create_where_allowed()
+                state = replace(state, cgroup_paths=manager.paths)
+                store.save(state)
+                container.state = state
+            else:
+                manager.create()
+            manager.set(spec.linux.resources, () if options.rootless else DEFAULT_DEVICE_RULES)
+            if notify is not None:
+                notify.make()
             listener = listen_for_start(directory)
-            cgroup_namespace = spec.linux.namespace("cgroup")
             orders = InitOrders(
                 spec=spec,
                 process=process,
                 plan=setup,
                 rootfs=str(bundle.rootfs),
-                bundle=str(bundle.path),
                 container_id=container_id,
                 layout=layout,
                 cgroup_paths=manager.paths,
-                join=joins,
-                new_cgroup_namespace=cgroup_namespace is not None and not cgroup_namespace.path,
+                trees=open_trees(setup),
                 no_pivot=options.no_pivot,
                 new_keyring=not options.no_new_keyring,
-                preserve_fds=options.preserve_fds,
+                preserve_fds=options.preserve_fds + sockets,
                 last_capability=last_capability(),
+                confinement=confinement,
                 hook_state=oci_state(state, "creating", dict(spec.annotations)),
             )
 
@@ -296,7 +383,8 @@ def create(
                 for name in ("prestart", "createRuntime"):
                     hooks.run_hooks(spec.hooks.get(name, ()), name, container.hook_state("creating"))
 
-            create_process.spawn(orders, listener, on_pid, on_hooks, on_console or os.close)
+            give_stdio(spec, process)
+            create_process.spawn(orders, joins, listener, on_pid, on_hooks, on_console or os.close)
             listener.close()
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
@@ -321,6 +409,15 @@ def cgroups_path(spec: Spec, systemd: bool) -> str | None:
             slice_, prefix, name = path.split(":")
             return f"/{slice_ or 'system.slice'}/{prefix + '-' if prefix else ''}{name}.scope"
     return path
+
+
+def give_stdio(spec: Spec, process: Process) -> None:
+    """Let the user of a user namespace own our stdio: from within, nobody could give it away."""
+    if os.geteuid() != 0 or process.terminal:
+        return
+    for m in spec.linux.uid_mappings:
+        if m.container_id <= process.user.uid < m.container_id + m.size:
+            console.give_stdio(m.host_id + process.user.uid - m.container_id)
 
 
 def describe_stdio(terminal: bool) -> tuple[str, str, str]:

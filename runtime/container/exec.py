@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from runtime.container.container import Container
+from runtime.container.container import Container, give_stdio
 from runtime.container.lifecycle import Status, require
 from runtime.errors import SpecError, UsageError
-from runtime.linux.capability import NUMBERS, last_capability
+from runtime.linux.capability import last_capability
+from runtime.linux.capability_names import NUMBERS
+from runtime.process import confine
 from runtime.process import exec as exec_process
 from runtime.process.identity import check_capabilities
 from runtime.spec.config import CAPABILITY_SETS, Process, User
@@ -28,6 +30,9 @@ class ExecOptions:
     no_new_privs: bool = False
     ignore_paused: bool = False
     preserve_fds: int = 0
+    apparmor: str | None = None
+    process_label: str | None = None
+    cgroups: tuple[tuple[str, str], ...] = ()  # (controller or "" for all, path below the container's cgroup)
 
 
 def decide(base: Process | None, options: ExecOptions) -> Process:
@@ -58,6 +63,8 @@ def decide(base: Process | None, options: ExecOptions) -> Process:
         user=_user(base.user, options),
         capabilities=capabilities,
         no_new_privileges=base.no_new_privileges or options.no_new_privs,
+        apparmor_profile=options.apparmor or base.apparmor_profile,
+        selinux_label=options.process_label or base.selinux_label,
     )
 
 
@@ -73,7 +80,8 @@ def _user(base: User, options: ExecOptions) -> User:
 
 def execute(container: Container, options: ExecOptions, on_console: Callable[[int], None] | None) -> int:
     """Start a process in a container; return its pid. Raises: ContainerError."""
-    process = decide(container.bundle().spec.process, options)
+    spec = container.bundle().spec
+    process = decide(spec.process, options)
     if process.terminal and on_console is None:
         raise UsageError(
             "cannot allocate a terminal: nobody would hold its other end", hint="with --detach give --console-socket"
@@ -83,13 +91,17 @@ def execute(container: Container, options: ExecOptions, on_console: Callable[[in
         status = container.status()
         if not (options.ignore_paused and status == Status.PAUSED):
             require("exec", container.id, status)
-        check_capabilities(process)
-
+        if not spec.linux.namespace("user"):
+            check_capabilities(process)
+        manager = container.manager()
+        give_stdio(spec, process)
         return exec_process.spawn(
             container.state.pid,
             process,
             options.preserve_fds,
             last_capability(),
-            container.manager().apply,
+            confine.prepare(process, spec.linux.seccomp),
+            lambda pid: manager.apply(pid, options.cgroups),
             on_console or os.close,
+            lambda pid, listener: container.send_listener(pid, listener, str(status)),
         )

@@ -6,57 +6,9 @@ import ctypes
 from pathlib import Path
 
 from runtime.linux import const
+from runtime.linux.capability_names import NAMES, NUMBERS
 from runtime.linux.libc import syscall
 from runtime.linux.process import prctl
-
-# In the kernel's order: the index is the capability's number (include/uapi/linux/capability.h).
-NAMES = tuple(
-    f"CAP_{n}"
-    for n in [
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ]
-)
-NUMBERS = {name: number for number, name in enumerate(NAMES)}
 
 
 class _Header(ctypes.Structure):
@@ -79,6 +31,14 @@ def bounding_set() -> frozenset[str]:
             mask = int(line.split()[1], 16)
             return frozenset(name for number, name in enumerate(NAMES) if mask >> number & 1)
     return frozenset()
+
+
+def permitted_set() -> frozenset[str]:
+    """Return the names in this process's permitted set. Raises: OSError. Source: capget(2)."""
+    data = (_Data * 2)()
+    syscall("capget", ctypes.byref(_Header(const.LINUX_CAPABILITY_VERSION_3, 0)), ctypes.byref(data))
+    mask = data[0].permitted | data[1].permitted << 32
+    return frozenset(name for number, name in enumerate(NAMES) if mask >> number & 1)
 
 
 def drop_bounding(keep: frozenset[str], last: int) -> None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 
-from runtime.linux.const import RESOLVE_IN_ROOT
+from runtime.linux.const import (
+    AT_EMPTY_PATH,
+    AT_RECURSIVE,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_EMPTY_PATH,
+    OPEN_TREE_CLONE,
+    RESOLVE_IN_ROOT,
+)
 from runtime.linux.libc import check, libc, syscall
+
+AT_FDCWD = -100
 
 
 def _bytes(text: str | None) -> bytes | None:
@@ -42,3 +51,38 @@ def openat2(dir_fd: int, path: str, flags: int, mode: int = 0, resolve: int = RE
         return syscall("openat2", dir_fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     except OSError as e:
         raise OSError(e.errno, f"openat2: {os.strerror(e.errno or 0)}", path) from None
+
+
+def open_tree(path: str | int, *, recursive: bool) -> int:
+    """Copy the mount of a path or descriptor (and those below it) into a detached one; return its descriptor.
+
+    Raises: OSError. Source: open_tree(2), OPEN_TREE_CLONE.
+    """
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    try:
+        if isinstance(path, int):
+            return syscall("open_tree", path, b"", flags | AT_EMPTY_PATH)
+        return syscall("open_tree", AT_FDCWD, os.fsencode(path), flags)
+    except OSError as e:
+        raise OSError(e.errno, f"open_tree: {os.strerror(e.errno or 0)}", str(path)) from None
+
+
+def move_mount(tree_fd: int, target_fd: int) -> None:
+    """Attach a detached mount on what `target_fd` refers to. Raises: OSError. Source: move_mount(2)."""
+    syscall("move_mount", tree_fd, b"", target_fd, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount_setattr(fd: int, attr_set: int, attr_clear: int, *, recursive: bool, userns_fd: int = 0) -> None:
+    """Change attributes of the mount that `fd` refers to, as mount_setattr(2). Raises: OSError."""
+    attr = _MountAttr(attr_set, attr_clear, 0, userns_fd)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    syscall("mount_setattr", fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr))

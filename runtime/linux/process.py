@@ -72,3 +72,53 @@ def reset_signals() -> None:
     for hidden in (32, 33):
         syscall("rt_sigaction", hidden, default_action, None, 8)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+class _SchedAttr(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+_POLICIES = {
+    "SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6,
+}  # fmt: skip
+_SCHEDULER_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+
+
+def sched_setattr(
+    policy: str, flags: tuple[str, ...], nice: int, priority: int, runtime_ns: int, deadline_ns: int, period_ns: int
+) -> None:
+    """Set this thread's scheduling, as sched_setattr(2). Raises: OSError."""
+    bits = sum(_SCHEDULER_FLAGS[f] for f in set(flags))
+    attr = _SchedAttr(
+        ctypes.sizeof(_SchedAttr), _POLICIES[policy], bits, nice, priority, runtime_ns, deadline_ns, period_ns
+    )  # fmt: skip
+    syscall("sched_setattr", 0, ctypes.byref(attr), 0)
+
+
+def ioprio_set(io_class: str, priority: int) -> None:
+    """Set this thread's I/O priority, as ioprio_set(2). Raises: OSError."""
+    number = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}[io_class]
+    who_process = 1
+    syscall("ioprio_set", who_process, 0, number << 13 | priority)
+
+
+def personality(domain: str) -> None:
+    """Set this process's execution domain, as personality(2). Raises: OSError."""
+    syscall("personality", {"LINUX": 0, "LINUX32": 8}[domain])

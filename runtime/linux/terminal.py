@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import termios
 
-from runtime.linux.const import TIOCGPTN, TIOCSPTLCK
+from runtime.linux.const import TIOCGPTN, TIOCGPTPEER, TIOCSPTLCK
 
 
-def open_pair(ptmx: str, pts_dir: str) -> tuple[int, int, str]:
-    """Open a new pair: master fd, slave fd, the slave's path. Raises: OSError. Source: pts(4)."""
-    master = os.open(ptmx, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
-    number = struct.unpack("i", fcntl.ioctl(master, TIOCGPTN, struct.pack("i", 0)))[0]
-    path = f"{pts_dir}/{number}"
-    slave = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    return master, slave, path
+def open_pair(ptmx: int) -> tuple[int, int, int]:
+    """Open a new pair by a descriptor of ptmx: master, slave, and the number of the slave.
+
+    The slave comes from the master, not from a path, which could lead anywhere.
+
+    Raises: OSError. Source: pts(4), ioctl_tty(2).
+    """
+    found = os.fstat(ptmx)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(5, 2):
+        raise OSError(errno.ENODEV, "/dev/pts/ptmx is not the kernel's: mount a devpts on /dev/pts")
+    fcntl.ioctl(ptmx, TIOCSPTLCK, struct.pack("i", 0))
+    number = struct.unpack("i", fcntl.ioctl(ptmx, TIOCGPTN, struct.pack("i", 0)))[0]
+    slave = fcntl.ioctl(ptmx, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    return ptmx, slave, number
 
 
 def set_size(fd: int, rows: int, columns: int) -> None:

@@ -7,9 +7,11 @@ import os
 import stat
 
 from runtime.linux import const, terminal
-from runtime.linux.mount import mount
+from runtime.linux.mount import move_mount, open_tree, openat2
 from runtime.process.handshake import Channel
 from runtime.spec.config import Process
+
+_STRICT = const.RESOLVE_IN_ROOT | const.RESOLVE_NO_SYMLINKS | const.RESOLVE_NO_MAGICLINKS
 
 
 def attach(process: Process, channel: Channel, bind_console: bool) -> None:
@@ -17,20 +19,44 @@ def attach(process: Process, channel: Channel, bind_console: bool) -> None:
 
     Raises: OSError.
     """
-    master, slave, path = terminal.open_pair("/dev/pts/ptmx", "/dev/pts")
+    master, slave, number = terminal.open_pair(os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     if process.console_size:
         terminal.set_size(slave, *process.console_size)
     os.fchown(slave, process.user.uid, -1)
     if bind_console:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open("/dev/console", os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        mount(path, "/dev/console", None, const.MS_BIND)
-    channel.send({"console": path}, master)
+        _bind_console(slave)
+    channel.send({"console": f"/dev/pts/{number}"}, master)
     os.close(master)
     terminal.take_controlling(slave)
     for fd in range(3):
         os.dup2(slave, fd, inheritable=True)
     os.close(slave)
+
+
+def _bind_console(slave: int) -> None:
+    """Put the terminal on /dev/console: through descriptors, since a link there could lead to a file of /proc.
+
+    Raises: OSError; ELOOP for a link.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileExistsError):
+            directory = openat2(root, "dev", os.O_PATH | os.O_DIRECTORY, resolve=_STRICT)
+            try:
+                os.close(os.open("console", os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory))
+            finally:
+                os.close(directory)
+        target = openat2(root, "dev/console", os.O_PATH | os.O_NOFOLLOW, resolve=_STRICT)
+        try:
+            tree = open_tree(slave, recursive=False)
+            try:
+                move_mount(tree, target)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(target)
+    finally:
+        os.close(root)
 
 
 def reopen_null() -> None:

@@ -8,26 +8,29 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.errors import ContainerError, KernelError
 from runtime.files import forget_locks
-from runtime.linux.const import CLONE_NEWCGROUP, CLONE_NEWPID, NAMESPACES
-from runtime.linux.namespace import setns
+from runtime.linux import namespace
+from runtime.linux.const import NAMESPACES
 from runtime.linux.process import clone
-from runtime.process import init
+from runtime.process import init, userns
 from runtime.process.handshake import Channel
 from runtime.process.identity import limit
+from runtime.process.inside import clone_inside
 from runtime.spec.config import Namespace, Spec
 
 
 def namespace_flags(spec: Spec) -> int:
-    """Return the clone flags of the namespaces that are to be new. The cgroup one is made later, by unshare: its
-    root is where its maker is, which must be the container's cgroup by then.
+    """Return the clone flags of the namespaces that are to be new.
+
+    Two are made later, by unshare: the cgroup one's root is where its maker is, which must be the container's cgroup
+    by then; the time one's offsets must be written while nobody is in it.
     """
     flags = 0
     for n in spec.linux.namespaces:
-        if not n.path and n.type != "cgroup":
+        if not n.path and n.type not in ("cgroup", "time"):
             flags |= NAMESPACES[n.type][0]
     return flags
 
@@ -47,6 +50,7 @@ def open_namespaces(namespaces: tuple[Namespace, ...]) -> tuple[tuple[int, int],
 
 def spawn(
     orders: init.InitOrders,
+    joins: tuple[tuple[int, int], ...],
     listener: socket.socket,
     on_pid: Callable[[int], None],
     on_hooks: Callable[[], None],
@@ -54,24 +58,31 @@ def spawn(
 ) -> int:
     """Clone the first process and lead it to where it waits for `start`; return its pid.
 
-    `on_pid` records it and puts it into its cgroups; `on_hooks` runs the hooks that belong before pivot_root;
-    `on_console` takes the master of its terminal.
+    `joins` are the namespaces to join, as (descriptor, clone flag); `on_pid` records the process and puts it into its
+    cgroups; `on_hooks` runs the hooks that belong before pivot_root; `on_console` takes the master of its terminal.
 
     Raises: ContainerError; then the process is dead and reaped.
     """
     ours, theirs = Channel.pair()
     flags = namespace_flags(orders.spec)
-    for fd, flag in orders.join:
-        if flag == CLONE_NEWPID:
-            setns(fd, CLONE_NEWPID)  # takes effect for children
     gc.freeze()  # what the child inherits is not its garbage to look through
-    pid = clone(flags & ~CLONE_NEWCGROUP)
-    if pid == 0:
+
+    def child() -> NoReturn:
         forget_locks()
         ours.close()
         init.main(orders, theirs, listener)
+
+    if joins:
+        pid = clone_inside(lambda: _join(joins), flags, child)
+    else:
+        pid = clone(flags)
+        if pid == 0:
+            child()
     theirs.close()
     try:
+        linux = orders.spec.linux
+        if linux.makes("user"):
+            userns.map_ids(pid, linux.uid_mappings, linux.gid_mappings)
         on_pid(pid)
         limit(pid, orders.process)
         ours.send({"go": True})
@@ -84,6 +95,11 @@ def spawn(
         raise
     finally:
         ours.close()
+
+
+def _join(joins: tuple[tuple[int, int], ...]) -> None:
+    for fd, flag in joins:
+        namespace.setns(fd, flag)
 
 
 def _lead(channel: Channel, on_hooks: Callable[[], None], on_console: Callable[[int], None]) -> None:

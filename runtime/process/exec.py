@@ -15,10 +15,14 @@ from runtime.files import forget_locks
 from runtime.linux import const, namespace
 from runtime.linux.const import NAMESPACES
 from runtime.linux.process import clone, die_with_parent, pidfd_open, prctl
-from runtime.process import console, identity
+from runtime.process import confine, console, identity
+from runtime.process.confine import Confinement
+from runtime.process.execute import execute
 from runtime.process.handshake import Channel
-from runtime.process.init import execute
+from runtime.process.init import fail
+from runtime.process.inside import clone_inside
 from runtime.spec.config import Process
+from runtime.spec.validate import cpu_set
 
 
 def spawn(
@@ -26,43 +30,65 @@ def spawn(
     process: Process,
     preserve_fds: int,
     last_capability: int,
+    confinement: Confinement,
     on_pid: Callable[[int], None],
     on_console: Callable[[int], None],
+    on_listener: Callable[[int, int], None],
 ) -> int:
-    """Start a process in the namespaces of `init_pid`; return its pid once it is past all that can fail but execve.
+    """Start a process in the namespaces of `init_pid`; return its pid once it has been executed.
 
-    `on_pid` puts it into the container's cgroups; `on_console` takes the master of its terminal.
+    `on_pid` puts it into the container's cgroups; `on_console` takes the master of its terminal; `on_listener` its
+    pid and the listener of its seccomp filter.
 
     Raises: ContainerError; then the process is dead and reaped.
     """
     pidfd = pidfd_open(init_pid)
     flags = foreign_namespaces(init_pid)
     ours, theirs = Channel.pair()
-    if flags & const.CLONE_NEWPID:
-        namespace.setns(pidfd, const.CLONE_NEWPID)  # takes effect for children
     gc.freeze()
-    prctl(const.PR_SET_DUMPABLE, 0)  # before the child is in the container's pid namespace
-    pid = clone(0)
-    if pid == 0:
+    if os.geteuid() == 0:  # what an ordinary user could lose by this, the user has already
+        prctl(const.PR_SET_DUMPABLE, 0)  # before the child is in the container's pid namespace
+    # These two first and from a process of their own: the one gives the right to the others, the other is for children.
+    early = flags & (const.CLONE_NEWUSER | const.CLONE_NEWPID)
+
+    def child() -> NoReturn:
         forget_locks()
         ours.close()
-        _main(pidfd, flags & ~const.CLONE_NEWPID, process, preserve_fds, last_capability, theirs)
+        _main(pidfd, flags, process, preserve_fds, last_capability, confinement, theirs)
+
+    if early & const.CLONE_NEWUSER:
+        pid = clone_inside(lambda: namespace.setns(pidfd, early), 0, child)
+    else:
+        if early:
+            namespace.setns(pidfd, early)
+        pid = clone(0)
+        if pid == 0:
+            child()
     theirs.close()
     os.close(pidfd)
     try:
+        before, after = process.exec_cpu_affinity
+        if before:
+            _set_affinity(pid, before)
         on_pid(pid)
+        if after:
+            _set_affinity(pid, after)
         identity.limit(pid, process)
         ours.send({"go": True})
+        ready = False
         while True:
             message, fd = ours.receive()
-            if message is None:
+            if message is None and not ready:
                 raise ContainerError("the process ended before it could be executed")
+            if message is None:
+                break  # EOF: execve succeeded
             if "console" in message and fd is not None:
                 on_console(fd)
+            elif "seccomp" in message and fd is not None:
+                on_listener(pid, fd)
             elif "ready" in message:
-                break
-        ours.send({"go": True})
-        ours.receive()  # EOF: execve succeeded
+                ready = True
+                ours.send({"go": True})
         return pid
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
@@ -72,6 +98,13 @@ def spawn(
         raise
     finally:
         ours.close()
+
+
+def _set_affinity(pid: int, cpus: str) -> None:
+    try:
+        os.sched_setaffinity(pid, cpu_set(cpus))
+    except OSError as e:
+        raise KernelError(f"/process/execCPUAffinity: cannot run on processors {cpus}", e.errno or 0) from e
 
 
 def foreign_namespaces(pid: int) -> int:
@@ -86,35 +119,41 @@ def foreign_namespaces(pid: int) -> int:
     return flags
 
 
-def _main(pidfd: int, flags: int, process: Process, preserve_fds: int, last_capability: int, channel: Channel) -> NoReturn:
+def _main(
+    pidfd: int,
+    flags: int,
+    process: Process,
+    preserve_fds: int,
+    last_capability: int,
+    confinement: Confinement,
+    channel: Channel,
+) -> NoReturn:
     try:
         die_with_parent()
         channel.expect("go")
-        if flags:
-            namespace.setns(pidfd, flags)
+        labels = confine.open_labels(confinement)
+        if late := flags & ~(const.CLONE_NEWUSER | const.CLONE_NEWPID):
+            namespace.setns(pidfd, late)
         os.setsid()
+        if flags & const.CLONE_NEWUSER:
+            identity.become_root()
+            die_with_parent()
         if process.terminal:
             console.attach(process, channel, bind_console=False)
         else:
             console.reopen_null()
             console.give_stdio(process.user.uid)
         env = identity.environment(process)
-        identity.become(process, last_capability)
+        later = identity.become(process, last_capability, confinement)
         command = identity.find_command(process, env)
         channel.send({"ready": True})
         channel.expect("go")
         prctl(const.PR_SET_PDEATHSIG, 0)
-        execute(command, process, env, preserve_fds)
+        execute(command, process, env, preserve_fds, confinement, labels, later, channel)
     except ContainerError as e:
-        _fail(channel, e)
+        fail(channel, e)
     except BaseException as e:
-        _fail(channel, ContainerError(f"{type(e).__name__}: {e}"))
-
-
-def _fail(channel: Channel, error: ContainerError) -> NoReturn:
-    with contextlib.suppress(BaseException):
-        channel.send({"error": error.as_dict()})
-    os._exit(error.exit_code)
+        fail(channel, ContainerError(f"{type(e).__name__}: {e}"))
 
 
 def write_pid_file(path: str, pid: int) -> None:

@@ -15,7 +15,8 @@
         |  <---------------------- EOF             |  `exec` goes on to execve; a container waits on start.sock
 
 At any moment the new process may send {"error": fields} instead and end. EOF from the parent means that it is dead:
-the new process ends too. Both ends close on execve, so that EOF also says that execve succeeded.
+the new process ends too. Both ends close on execve, so that EOF also says that execve succeeded. An execve that fails sends the
+four bytes of its errno (see `runtime.linux.execstub`).
 
     start                                      the container's first process, waiting on start.sock
         |  connect, {"go"} --------------------->  |  startContainer hooks, execve
@@ -28,10 +29,11 @@ import array
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import ContainerError, from_dict
+from runtime.errors import CommandNotExecutable, ContainerError, from_dict
 
 MAX_MESSAGE_BYTES = 65536
 
@@ -73,6 +75,9 @@ class Channel:
         for level, kind, raw in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+        if len(data) == 4:  # the stub's errno; no JSON message is so short
+            number = int.from_bytes(data, sys.byteorder)
+            raise CommandNotExecutable(f"exec: {os.strerror(number).lower()}")
         message: dict[str, Any] = json.loads(data)
         if "error" in message:
             raise from_dict(message["error"])

@@ -5,6 +5,7 @@ These are the last steps before execve, the same for a container's first process
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,7 +13,8 @@ import stat
 
 from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError, Unsupported
 from runtime.linux import capability, const
-from runtime.linux.process import no_new_privs, prctl
+from runtime.linux.process import ioprio_set, no_new_privs, prctl, sched_setattr
+from runtime.process.confine import Confinement
 from runtime.spec.config import Process
 
 
@@ -45,13 +47,63 @@ def limit(pid: int, process: Process) -> None:
             raise KernelError(f"cannot set oom_score_adj to {process.oom_score_adj}", e.errno or errno.EIO) from e
 
 
-def become(process: Process, last_capability: int) -> None:
+class Later:
+    """Capabilities that are kept until a filter is loaded, which takes CAP_SYS_ADMIN without no_new_privs."""
+
+    def __init__(self, sets: dict[str, frozenset[str]]) -> None:
+        self._sets = sets
+        have = capability.permitted_set()
+        capability.capset(sets["effective"] | {"CAP_SYS_ADMIN"} & have, have, sets["inheritable"])
+
+    def drop(self) -> None:
+        """Take on the document's capabilities. Raises: KernelError."""
+        try:
+            _take_capabilities(self._sets)
+        except OSError as e:
+            raise KernelError("/process/capabilities: cannot be taken on", e.errno or errno.EIO) from e
+
+
+def _take_capabilities(sets: dict[str, frozenset[str]]) -> None:
+    capability.capset(*(sets[name] for name in _CLASSIC))
+    # What is not both permitted and inheritable cannot be ambient: as other runtimes, leave it out.
+    capability.set_ambient(sets["ambient"] & sets["permitted"] & sets["inheritable"])
+
+
+def become_root() -> None:
+    """Become the root of the user namespace that we are in, where its mappings have one."""
+    with contextlib.suppress(PermissionError):  # setgroups is denied to ordinary users
+        os.setgroups([])
+    with contextlib.suppress(OSError):
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def _take_attributes(process: Process) -> None:
+    """Take on what is neither user nor capability. Raises: KernelError naming the JSON pointer."""
+    s = process.scheduler
+    what = ""
+    try:
+        if s is not None:
+            what = "scheduler"
+            sched_setattr(s.policy, s.flags, s.nice, s.priority, s.runtime_ns, s.deadline_ns, s.period_ns)
+        if process.io_priority is not None:
+            what = "ioPriority"
+            ioprio_set(*process.io_priority)
+    except OSError as e:
+        raise KernelError(f"/process/{what}: cannot be set", e.errno or errno.EIO) from e
+
+
+def become(process: Process, last_capability: int, confinement: Confinement) -> Later | None:
     """Take on the user, groups and capabilities of `process`, and go to its directory.
+
+    Returns what is left to be done after a filter was loaded that takes a capability to load.
 
     Raises: ContainerError; then this process is fit for nothing but to end.
     """
     sets = {name: frozenset((process.capabilities or {}).get(name, ())) for name in ("bounding", *_CLASSIC, "ambient")}
     user = process.user
+    later = None
+    _take_attributes(process)
     try:
         if process.no_new_privileges:
             no_new_privs()
@@ -59,12 +111,14 @@ def become(process: Process, last_capability: int) -> None:
         moved = _chdir(process.cwd)
         capability.drop_bounding(sets["bounding"], last_capability)
         prctl(const.PR_SET_KEEPCAPS, 1)
-        os.setgroups(list(user.additional_gids))
+        _set_groups(user.additional_gids)
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
         prctl(const.PR_SET_KEEPCAPS, 0)
-        capability.capset(*(sets[name] for name in _CLASSIC))
-        capability.set_ambient(sets["ambient"])
+        if confinement.filter is not None and not process.no_new_privileges:
+            later = Later(sets)
+        else:
+            _take_capabilities(sets)
         if not moved:
             os.chdir(process.cwd)
         _check_inside()
@@ -72,6 +126,16 @@ def become(process: Process, last_capability: int) -> None:
             os.umask(user.umask)
     except OSError as e:
         raise KernelError(f"cannot become user {user.uid}:{user.gid} in {process.cwd}", e.errno or errno.EIO) from e
+    return later
+
+
+def _set_groups(gids: tuple[int, ...]) -> None:
+    try:
+        os.setgroups(list(gids))
+    except PermissionError:
+        # An ordinary user's namespace lets nobody change groups; keeping none beyond one's own is what was asked for.
+        if gids:
+            raise
 
 
 _CLASSIC = ("effective", "permitted", "inheritable")
@@ -139,6 +203,7 @@ def _check_executable(path: str, command: str) -> None:
         raise CommandNotFound(f'exec: "{command}": stat {path}: {(e.strerror or "").lower()}') from e
     if stat.S_ISDIR(mode) or not os.access(path, os.X_OK):
         raise CommandNotExecutable(f'exec: "{command}": permission denied')
-    own, found = os.stat("/proc/self/exe") if os.path.exists("/proc/self/exe") else None, os.stat(path)
-    if own and (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino):
-        raise CommandNotExecutable(f'exec: "{command}": is the runtime\'s own interpreter')
+    # Nothing of ours would be hurt: it would be our stub, executing itself for ever.
+    own = "/proc/self/exe"
+    if os.path.exists(own) and os.path.samefile(path, own):
+        raise CommandNotExecutable(f'exec: "{command}": is the runtime itself')

@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from runtime.cgroups.layout import Layout
-from runtime.errors import CommandNotExecutable, ContainerError, KernelError
+from runtime.errors import ContainerError, KernelError
 from runtime.linux import const, namespace
-from runtime.linux.process import close_from, die_with_parent, new_session_keyring, prctl, reset_signals
-from runtime.process import console, identity
+from runtime.linux.process import die_with_parent, new_session_keyring, prctl
+from runtime.process import confine, console, identity
+from runtime.process.confine import Confinement
+from runtime.process.execute import execute
 from runtime.process.handshake import Channel, wait_for_start
 from runtime.process.hooks import run_hooks
-from runtime.process.perform import Performer
+from runtime.process.perform import Performer, perform_without_rootfs
 from runtime.setup.plan import SetupPlan
+from runtime.spec import mount_options
 from runtime.spec.config import Process, Spec
 
 
@@ -33,16 +36,15 @@ class InitOrders:
     process: Process
     plan: SetupPlan
     rootfs: str
-    bundle: str
     container_id: str
     layout: Layout
     cgroup_paths: dict[str, str]
-    join: tuple[tuple[int, int], ...]  # (descriptor of a namespace, its clone flag)
-    new_cgroup_namespace: bool
+    trees: dict[int, int]  # detached mounts
     no_pivot: bool
     new_keyring: bool
     preserve_fds: int
     last_capability: int
+    confinement: Confinement
     hook_state: dict[str, Any]
 
 
@@ -51,12 +53,13 @@ def main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRet
     try:
         _main(orders, channel, listener)
     except ContainerError as e:
-        _fail(channel, e)
+        fail(channel, e)
     except BaseException as e:
-        _fail(channel, ContainerError(f"{type(e).__name__} in the container's first process: {e}"))
+        fail(channel, ContainerError(f"{type(e).__name__} in the container's first process: {e}"))
 
 
-def _fail(channel: Channel, error: ContainerError) -> NoReturn:
+def fail(channel: Channel, error: ContainerError) -> NoReturn:
+    """Tell the other side why, and end."""
     with contextlib.suppress(BaseException):
         channel.send({"error": error.as_dict()})
     os._exit(error.exit_code)
@@ -65,13 +68,13 @@ def _fail(channel: Channel, error: ContainerError) -> NoReturn:
 def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoReturn:
     process, spec = orders.process, orders.spec
     die_with_parent()
-    # What runs inside may look at its first process only once that is the container's own program.
-    prctl(const.PR_SET_DUMPABLE, 0)
     channel.expect("go")
-    for fd, flag in orders.join:
-        if flag != const.CLONE_NEWPID:  # its children are in it: the parent joined that before the clone
-            namespace.setns(fd, flag)
-    if orders.new_cgroup_namespace:
+    # What runs inside may look at its first process only once that is the container's own program. Not earlier: the
+    # verb of an ordinary user could not write our id mappings.
+    prctl(const.PR_SET_DUMPABLE, 0)
+    if spec.linux.makes("time"):
+        _new_time_namespace(spec)
+    if spec.linux.makes("cgroup"):
         namespace.unshare(const.CLONE_NEWCGROUP)
     os.setsid()
     if orders.new_keyring:
@@ -80,13 +83,31 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
         except OSError as e:
             if e.errno not in (errno.ENOSYS, errno.EPERM):
                 raise KernelError("cannot join a new session keyring", e.errno or 0) from e
-    performer = Performer(orders.rootfs, orders.layout, orders.cgroup_paths, orders.no_pivot)
-    performer.run(orders.plan.before_hooks)
+    labels = confine.open_labels(orders.confinement)
+    performer = None
+    if spec.linux.makes("mount"):
+        # Before the user namespace's root is taken on: the host's root may pass directories that that one may not.
+        performer = Performer(
+            orders.rootfs,
+            orders.layout,
+            orders.cgroup_paths,
+            no_pivot=orders.no_pivot,
+            propagation=mount_options.PROPAGATION.get(spec.linux.rootfs_propagation or "", 0),
+            trees=orders.trees,
+        )
+    if spec.linux.namespace("user"):
+        identity.become_root()
+        die_with_parent()  # changing credentials took that back
+    if performer is None:
+        perform_without_rootfs(orders.plan.before_hooks)
+    else:
+        performer.run(orders.plan.before_hooks)
     channel.send({"hooks": True})
     channel.expect("go")
     run_hooks(spec.hooks.get("createContainer", ()), "createContainer", orders.hook_state, cwd=orders.rootfs)
-    performer.run(orders.plan.after_hooks)
-    os.close(performer.root_fd)
+    if performer is not None:
+        performer.run(orders.plan.after_hooks)
+        os.close(performer.root_fd)
     if process.terminal:
         console.attach(process, channel, bind_console=True)
     else:
@@ -94,7 +115,7 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
         console.give_stdio(process.user.uid)
     env = identity.environment(process)
     _make_cwd(process.cwd)
-    identity.become(process, orders.last_capability)
+    later = identity.become(process, orders.last_capability, orders.confinement)
     command = identity.find_command(process, env)
     channel.send({"ready": True})
     channel.expect("go")
@@ -102,31 +123,39 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
     prctl(const.PR_SET_PDEATHSIG, 0)
     channel.close()
     starter = wait_for_start(listener)
-    _execute(orders, starter, command, env)
+    try:
+        hooks = orders.spec.hooks.get("startContainer", ())
+        run_hooks(hooks, "startContainer", {**orders.hook_state, "status": "created"})
+        execute(command, process, env, orders.preserve_fds, orders.confinement, labels, later, starter)
+    except ContainerError as e:
+        fail(starter, e)
+    except BaseException as e:
+        fail(starter, ContainerError(f"{type(e).__name__}: {e}"))
+
+
+def _new_time_namespace(spec: Spec) -> None:
+    """Enter a new time namespace with the document's offsets; they can be set only while nobody is in it.
+
+    Raises: KernelError. Source: time_namespaces(7).
+    """
+    try:
+        namespace.unshare(const.CLONE_NEWTIME)
+        for clock, (seconds, nanoseconds) in spec.linux.time_offsets.items():
+            fd = os.open("/proc/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, f"{clock} {seconds} {nanoseconds}".encode())
+            finally:
+                os.close(fd)
+        fd = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespace.setns(fd, const.CLONE_NEWTIME)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise KernelError("/linux/timeOffsets: cannot make a time namespace with these offsets", e.errno or 0) from e
 
 
 def _make_cwd(cwd: str) -> None:
     """Make the working directory as runc does; where that cannot be, chdir gives the error."""
     with contextlib.suppress(OSError):
         os.makedirs(cwd, 0o755, exist_ok=True)
-
-
-def _execute(orders: InitOrders, starter: Channel, command: str, env: dict[str, str]) -> NoReturn:
-    try:
-        hooks = orders.spec.hooks.get("startContainer", ())
-        run_hooks(hooks, "startContainer", {**orders.hook_state, "status": "created"})
-        execute(command, orders.process, env, orders.preserve_fds)
-    except ContainerError as e:
-        _fail(starter, e)
-    except BaseException as e:
-        _fail(starter, ContainerError(f"{type(e).__name__}: {e}"))
-
-
-def execute(command: str, process: Process, env: dict[str, str], preserve_fds: int) -> NoReturn:
-    """Replace this process by the container's. Raises: CommandNotExecutable."""
-    reset_signals()
-    close_from(3 + preserve_fds)
-    try:
-        os.execve(command, process.args, env)
-    except OSError as e:
-        raise CommandNotExecutable(f'exec: "{process.args[0]}": {(e.strerror or "").lower()}') from e

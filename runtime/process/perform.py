@@ -18,27 +18,49 @@ import struct
 from collections.abc import Iterator
 
 from runtime.cgroups.layout import Layout
-from runtime.errors import ContainerError, KernelError
+from runtime.errors import ContainerError, KernelError, Unsupported
 from runtime.linux import const as c
 from runtime.linux import mount as m
 from runtime.linux import namespace
+from runtime.linux.procfs import read_mountinfo
 from runtime.setup import ops
 
-_BIND_FLAGS = c.MS_RDONLY | c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC | c.MS_NOATIME | c.MS_NODIRATIME | c.MS_RELATIME
+_BIND_FLAGS = (
+    c.MS_RDONLY | c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC | c.MS_NOSYMFOLLOW | c.MS_NOATIME | c.MS_NODIRATIME | c.MS_RELATIME
+    | c.MS_STRICTATIME
+)  # fmt: skip
+_ATIME_FLAGS = c.MS_NOATIME | c.MS_RELATIME | c.MS_STRICTATIME
 _NODE_TYPES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_ST_NOSYMFOLLOW = 0x2000
 _STATVFS_FLAGS = (
-    (os.ST_NOSUID, c.MS_NOSUID), (os.ST_NODEV, c.MS_NODEV), (os.ST_NOEXEC, c.MS_NOEXEC),
+    (os.ST_RDONLY, c.MS_RDONLY), (os.ST_NOSUID, c.MS_NOSUID), (os.ST_NODEV, c.MS_NODEV), (os.ST_NOEXEC, c.MS_NOEXEC),
     (os.ST_NOATIME, c.MS_NOATIME), (os.ST_NODIRATIME, c.MS_NODIRATIME), (os.ST_RELATIME, c.MS_RELATIME),
+    (_ST_NOSYMFOLLOW, c.MS_NOSYMFOLLOW),
 )  # fmt: skip
 
 
 class Performer:
-    """Carries out operations on the rootfs at `root`; the caller has unshared its mount namespace."""
+    """Carries out operations on the rootfs at `root`; the caller has a mount namespace of its own.
 
-    def __init__(self, root: str, layout: Layout, cgroup_paths: dict[str, str], no_pivot: bool) -> None:
-        self.root, self.layout, self.cgroup_paths, self.no_pivot = root, layout, cgroup_paths, no_pivot
-        # From here on nothing mounted inside is seen outside; what the host mounts arrives, until pivot_root.
-        m.mount(None, "/", None, c.MS_SLAVE | c.MS_REC)
+    `trees` are the detached mounts that the verb opened, by the numbers that the operations have for them.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        layout: Layout,
+        cgroup_paths: dict[str, str],
+        *,
+        no_pivot: bool,
+        propagation: int,
+        trees: dict[int, int],
+    ) -> None:
+        self.root, self.layout, self.cgroup_paths, self.no_pivot, self.trees = root, layout, cgroup_paths, no_pivot, trees
+        # By default nothing mounted inside is seen outside, and what the host mounts arrives until pivot_root.
+        m.mount(None, "/", None, propagation or c.MS_SLAVE | c.MS_REC)
+        if propagation & c.MS_SHARED:
+            # Only what lies below the rootfs may be shared with the host: the rootfs's own mount must not appear there.
+            m.mount(None, _mount_point_of(root), None, c.MS_PRIVATE)
         m.mount(root, root, None, c.MS_BIND | c.MS_REC)
         m.mount(None, root, None, c.MS_PRIVATE)
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,54 +122,108 @@ class Performer:
 
     def _Mount(self, op: ops.Mount) -> None:
         bind = op.flags & c.MS_BIND
-        if bind and not os.path.exists(op.source):
+        if op.tree is not None:
+            is_directory = stat.S_ISDIR(os.stat(f"/proc/self/fd/{self.trees[op.tree]}").st_mode)
+        elif bind and not os.path.exists(op.source):
             raise ContainerError(f"cannot bind {op.source} on {op.destination}: the source does not exist")
-        self._ensure(op.destination, directory=not bind or os.path.isdir(op.source))
-        with self._opened(op.destination) as target:
-            m.mount(
-                op.source,
-                target,
-                None if bind else op.fstype,
-                op.flags & (~_BIND_FLAGS if bind else -1),
-                op.data or None,
-            )
+        else:
+            is_directory = not bind or os.path.isdir(op.source)
+        if not op.flags & c.MS_REMOUNT:
+            self._ensure(op.destination, is_directory)
+        if op.tree is not None:
+            fd = m.openat2(self.root_fd, op.destination, os.O_PATH)
+            try:
+                m.move_mount(self.trees[op.tree], fd)
+            finally:
+                os.close(fd)
+        elif op.copy_up:
+            self._mount_copy(op)
+        else:
+            with self._opened(op.destination) as target:
+                flags = op.flags if not bind or op.flags & c.MS_REMOUNT else op.flags & ~_BIND_FLAGS
+                m.mount(op.source, target, None if bind else op.fstype, flags, op.data or None)
         # Flags of a bind mount take effect by a remount only.
-        if bind and op.flags & _BIND_FLAGS:
-            self._remount(op.destination, op.flags & _BIND_FLAGS)
+        if bind and (op.flags | op.cleared) & _BIND_FLAGS and not op.flags & c.MS_REMOUNT:
+            self._remount(op.destination, op.flags & _BIND_FLAGS, op.cleared)
         for propagation in op.propagation:
             with self._opened(op.destination) as target:
                 m.mount(None, target, None, propagation)
+        if op.recursive_set or op.recursive_clear:
+            fd = m.openat2(self.root_fd, op.destination, os.O_PATH)
+            try:
+                m.mount_setattr(fd, op.recursive_set, op.recursive_clear, recursive=True)
+            finally:
+                os.close(fd)
 
-    def _remount(self, path: str, flags: int) -> None:
-        """Add flags to a mount, keeping those that it has: a user namespace may not drop them."""
+    def _mount_copy(self, op: ops.Mount) -> None:
+        """Mount a tmpfs that begins with what the directory beneath it holds."""
+        beneath = m.openat2(self.root_fd, op.destination, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with self._opened(op.destination) as target:
+                m.mount(op.source, target, op.fstype, op.flags & ~c.MS_RDONLY, op.data or None)
+            above = m.openat2(self.root_fd, op.destination, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                copy_tree(beneath, above)
+            finally:
+                os.close(above)
+        finally:
+            os.close(beneath)
+        if op.flags & c.MS_RDONLY:
+            self._remount(op.destination, c.MS_RDONLY)
+
+    def _remount(self, path: str, flags: int, cleared: int = 0) -> None:
+        """Change flags of a mount, keeping the others that it has.
+
+        In a user namespace those of the host's own mount are locked: they stay, also where the document has them off.
+        """
         with self._opened(path) as target:
             have = os.statvfs(target).f_flag
-            kept = sum(ours for theirs, ours in _STATVFS_FLAGS if have & theirs)
-            if flags & (c.MS_NOATIME | c.MS_RELATIME):
-                kept &= ~(c.MS_NOATIME | c.MS_RELATIME)
-            m.mount(None, target, None, c.MS_REMOUNT | c.MS_BIND | kept | flags)
+            locked = sum(ours for theirs, ours in _STATVFS_FLAGS if have & theirs)
+            kept = locked & ~cleared
+            if flags & _ATIME_FLAGS:
+                kept &= ~_ATIME_FLAGS
+            try:
+                m.mount(None, target, None, c.MS_REMOUNT | c.MS_BIND | kept | flags)
+            except PermissionError:
+                if not flags and not cleared & locked:
+                    raise
+                if flags & _ATIME_FLAGS:
+                    flags &= ~_ATIME_FLAGS
+                m.mount(None, target, None, c.MS_REMOUNT | c.MS_BIND | locked | flags)
 
     def _MountCgroup(self, op: ops.MountCgroup) -> None:
         self._ensure(op.destination, directory=True)
         if self.layout.mode == "v2":
-            self._mount_hierarchy(op, op.destination, "cgroup2", "", self.cgroup_paths[""], op.flags)
+            self._mount_hierarchy(op, op.destination, "cgroup2", "", self._own_cgroup(""), op.flags)
             return
         with self._opened(op.destination) as target:
             m.mount("tmpfs", target, "tmpfs", op.flags & ~c.MS_RDONLY, "mode=755")
         for hierarchy in self.layout.hierarchies:
             path = f"{op.destination}/{hierarchy.name}"
             self._ensure(path, directory=True)
-            self._mount_hierarchy(op, path, hierarchy.fstype, hierarchy.mount_data, self.cgroup_paths[hierarchy.key], op.flags)
+            self._mount_hierarchy(op, path, hierarchy.fstype, hierarchy.mount_data, self._own_cgroup(hierarchy.key), op.flags)
             for alias in hierarchy.aliases:
                 self._Symlink(ops.Symlink(hierarchy.name, f"{op.destination}/{alias}"))
         if op.flags & c.MS_RDONLY:
             self._remount(op.destination, c.MS_RDONLY)
 
+    def _own_cgroup(self, key: str) -> str:
+        """Return the container's directory in a tree; without cgroups of its own, the one that it was started in."""
+        if key in self.cgroup_paths:
+            return self.cgroup_paths[key]
+        hierarchy = next(h for h in self.layout.hierarchies if h.key == key)
+        return hierarchy.mount_point + hierarchy.own_path
+
     def _mount_hierarchy(self, op: ops.MountCgroup, path: str, fstype: str, data: str, own: str, flags: int) -> None:
         with self._opened(path) as target:
             if op.own_namespace:
-                m.mount(fstype, target, fstype, flags, data or None)
-                return
+                try:
+                    m.mount(fstype, target, fstype, flags, data or None)
+                    return
+                except OSError as e:
+                    # In a user namespace that does not own the cgroup namespace the tree can only be bound.
+                    if e.errno not in (errno.EPERM, errno.EBUSY):
+                        raise
             m.mount(own, target, None, c.MS_BIND)
         if flags & _BIND_FLAGS:
             self._remount(path, flags & _BIND_FLAGS)
@@ -163,9 +239,22 @@ class Performer:
             found = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if stat.S_IFMT(found.st_mode) != _NODE_TYPES[op.type] or found.st_rdev != os.makedev(op.major, op.minor):
                 raise
+        except PermissionError:
+            self._bind_node(op)
         finally:
             os.umask(mask)
             os.close(parent)
+
+    def _bind_node(self, op: ops.MakeNode) -> None:
+        """Bind the host's node: in a user namespace nobody may make one that works."""
+        found = os.stat(op.path)
+        if stat.S_IFMT(found.st_mode) != _NODE_TYPES[op.type] or found.st_rdev != os.makedev(op.major, op.minor):
+            raise ContainerError(
+                f"cannot make {op.path} in a user namespace: the host has no {op.type} {op.major}:{op.minor} of that path"
+            )
+        self._ensure(op.path, directory=False)
+        with self._opened(op.path, os.O_PATH | os.O_NOFOLLOW) as target:
+            m.mount(op.path, target, None, c.MS_BIND)
 
     def _Symlink(self, op: ops.Symlink) -> None:
         parent = self._parent(op.path)
@@ -177,9 +266,8 @@ class Performer:
 
     def _PivotRoot(self, op: ops.PivotRoot) -> None:
         os.fchdir(self.root_fd)
-        os.chdir(self.root)  # the mount on top of what root_fd was opened on
         if self.no_pivot:
-            m.mount(self.root, "/", None, c.MS_MOVE)
+            m.mount(".", "/", None, c.MS_MOVE)
             os.chroot(".")
         else:
             # The new root is put on top of the old one in one place, so no directory for the old one is needed.
@@ -190,43 +278,71 @@ class Performer:
         os.close(self.root_fd)
         self.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
+    # After pivot_root /proc is the container's, and may be anything: from here on nothing goes by a path in it.
+
     def _RemountReadonly(self, op: ops.RemountReadonly) -> None:
-        self._remount(op.path, c.MS_RDONLY)
+        fd = m.openat2(self.root_fd, op.path, os.O_PATH)
+        try:
+            m.mount_setattr(fd, c.MOUNT_ATTR_RDONLY, 0, recursive=False)
+        finally:
+            os.close(fd)
 
     def _ReadonlyPath(self, op: ops.ReadonlyPath) -> None:
         try:
-            with self._opened(op.path) as path:
-                m.mount(path, path, None, c.MS_BIND | c.MS_REC)
-        except FileNotFoundError:
+            fd = m.openat2(self.root_fd, op.path, os.O_PATH)
+        except (FileNotFoundError, NotADirectoryError):
             return
-        self._remount(op.path, c.MS_RDONLY)
+        try:
+            tree = m.open_tree(fd, recursive=True)
+            try:
+                m.mount_setattr(tree, c.MOUNT_ATTR_RDONLY, 0, recursive=False)
+                m.move_mount(tree, fd)
+            finally:
+                os.close(tree)
+        finally:
+            os.close(fd)
 
     def _MaskPath(self, op: ops.MaskPath) -> None:
         try:
-            with self._opened(op.path) as path, self._opened("/dev/null") as null:
-                device = os.stat(null)
-                if not stat.S_ISCHR(device.st_mode) or device.st_rdev != os.makedev(1, 3):
-                    raise ContainerError(f"cannot mask {op.path}: /dev/null of the container is not the null device")
-                if stat.S_ISDIR(os.stat(path).st_mode):
-                    m.mount("tmpfs", path, "tmpfs", c.MS_RDONLY)
-                else:
-                    m.mount(null, path, None, c.MS_BIND)
+            fd = m.openat2(self.root_fd, op.path, os.O_PATH)
         except (FileNotFoundError, NotADirectoryError):
             return
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                os.fchdir(fd)
+                try:
+                    m.mount("tmpfs", ".", "tmpfs", c.MS_RDONLY)
+                finally:
+                    os.chdir("/")
+                return
+            null = m.openat2(self.root_fd, "/dev/null", os.O_PATH)
+            try:
+                device = os.fstat(null)
+                if not stat.S_ISCHR(device.st_mode) or device.st_rdev != os.makedev(1, 3):
+                    raise ContainerError(f"cannot mask {op.path}: /dev/null of the container is not the null device")
+                tree = m.open_tree(null, recursive=False)
+                try:
+                    m.move_mount(tree, fd)
+                finally:
+                    os.close(tree)
+            finally:
+                os.close(null)
+        finally:
+            os.close(fd)
 
     def _SetPropagation(self, op: ops.SetPropagation) -> None:
         m.mount(None, "/", None, op.flags)
 
     def _Sysctl(self, op: ops.Sysctl) -> None:
         path = "/proc/sys/" + (op.name if "/" in op.name else op.name.replace(".", "/"))
-        fd = m.openat2(self.root_fd, path, os.O_WRONLY)
         try:
-            where = os.readlink(f"/proc/self/fd/{fd}")
-            if not where.startswith("/proc/sys/") or os.fstat(fd).st_dev != os.stat("/proc/self").st_dev:
-                raise ContainerError(f"cannot set {op.name}: /proc/sys of the container is not procfs")
-            os.write(fd, op.value.encode())
-        finally:
-            os.close(fd)
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, op.value.encode())
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise Unsupported(f"/linux/sysctl/{op.name}: this kernel has no such parameter") from None
 
     def _Hostname(self, op: ops.Hostname) -> None:
         namespace.sethostname(op.name)
@@ -236,6 +352,69 @@ class Performer:
 
     def _LoopbackUp(self, op: ops.LoopbackUp) -> None:
         loopback_up()
+
+
+_WITHOUT_ROOTFS = (ops.Sysctl, ops.Hostname, ops.Domainname, ops.LoopbackUp)
+
+
+def perform_without_rootfs(operations: tuple[ops.Op, ...]) -> None:
+    """Carry out what does not touch the rootfs, for a container that joins a mount namespace. Raises: ContainerError."""
+    performer = Performer.__new__(Performer)
+    performer.run(tuple(op for op in operations if isinstance(op, _WITHOUT_ROOTFS)))
+
+
+def _mount_point_of(path: str) -> str:
+    """Return the mount point that a path is on."""
+    points = [mount.mount_point for mount in read_mountinfo()]
+    real = os.path.realpath(path)
+    return max((p for p in points if real == p or real.startswith(p.rstrip("/") + "/")), key=len)
+
+
+def copy_tree(source: int, target: int) -> None:
+    """Copy what a directory holds into another, with owners, modes, attributes and times. Never follows a link.
+
+    Raises: OSError.
+    """
+    for name in os.listdir(source):
+        found = os.stat(name, dir_fd=source, follow_symlinks=False)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFDIR:
+            os.mkdir(name, 0o700, dir_fd=target)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner, copy = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=target)
+            try:
+                copy_tree(inner, copy)
+                _copy_attributes(inner, copy, found)
+            finally:
+                os.close(inner)
+                os.close(copy)
+        elif kind == stat.S_IFREG:
+            inner = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+            copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+            try:
+                while os.sendfile(copy, inner, None, 1 << 24):
+                    pass
+                _copy_attributes(inner, copy, found)
+            finally:
+                os.close(inner)
+                os.close(copy)
+        else:
+            if kind == stat.S_IFLNK:
+                os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+            else:
+                os.mknod(name, found.st_mode, found.st_rdev, dir_fd=target)
+            os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
+            times = (found.st_atime_ns, found.st_mtime_ns)
+            os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+
+
+def _copy_attributes(source: int, target: int, found: os.stat_result) -> None:
+    os.fchown(target, found.st_uid, found.st_gid)
+    os.fchmod(target, stat.S_IMODE(found.st_mode))
+    for attribute in os.listxattr(source):
+        with contextlib.suppress(OSError):  # one that a tmpfs cannot hold
+            os.setxattr(target, attribute, os.getxattr(source, attribute))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def loopback_up() -> None:

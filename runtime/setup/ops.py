@@ -8,6 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runtime.spec.config import IdMapping
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """Show the owners of a mount's files by the mappings of a user namespace."""
+
+    recursive: bool
+    uids: tuple[IdMapping, ...]
+    gids: tuple[IdMapping, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
@@ -19,6 +30,13 @@ class Mount:
     flags: int
     data: str
     propagation: tuple[int, ...] = ()
+    cleared: int = 0  # flags that must be off
+    recursive_set: int = 0
+    recursive_clear: int = 0
+    copy_up: bool = False
+    idmap: IdMap | None = None
+    # The number of a detached mount that the verb opened for it: in a user namespace the source may be out of reach.
+    tree: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from runtime.errors import SpecError
 from runtime.linux import const
 from runtime.setup import ops
 from runtime.spec import mount_options
-from runtime.spec.config import Device, DeviceRule, Mount, Spec
+from runtime.spec.config import Device, IdMapping, Mount, Spec
+from runtime.spec.resources import DeviceRule
 
 DEFAULT_DEVICES = tuple(
     Device(f"/dev/{name}", "c", major, minor, 0o666, 0, 0)
@@ -34,12 +34,6 @@ DEV_LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"),
 )
 
-# Parameters that belong to a namespace, by the namespace's type: others would change the host.
-_IPC_SYSCTLS = frozenset(
-    ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni"]
-    + ["kernel.shm_rmid_forced"]
-)
-
 
 @dataclass(frozen=True, slots=True)
 class SetupPlan:
@@ -54,39 +48,40 @@ def destination(path: str) -> str:
     return posixpath.normpath("/" + path.lstrip("/"))  # POSIX keeps two leading slashes
 
 
-def plan(spec: Spec, bundle: str) -> SetupPlan:
-    """Decide how the container is built. Raises: SpecError, Unsupported."""
+def plan(spec: Spec, bundle: str, detach: bool = False) -> SetupPlan:
+    """Decide how the container is built.
+
+    With `detach` the sources of bind mounts are opened by the verb, not by the container's first process.
+    """
     linux = spec.linux
     before: list[ops.Op] = []
-    if (network := linux.namespace("network")) and not network.path:
+    if linux.makes("network"):
         before.append(ops.LoopbackUp())
+    if spec.hostname:
+        before.append(ops.Hostname(spec.hostname))
+    if spec.domainname:
+        before.append(ops.Domainname(spec.domainname))
+    # By the host's /proc, which shows every process its own namespaces' parameters and is nobody's to fake.
+    before += [ops.Sysctl(name, value) for name, value in linux.sysctl.items()]
     read_only_later = []
-    for mount in spec.mounts:
-        op = _mount(mount, bundle, own_cgroup_namespace=linux.namespace("cgroup") is not None)
+    for number, mount in enumerate(spec.mounts):
+        op = _mount(spec, mount, bundle, number, detach)
         # Nodes are still to be made in /dev: it becomes read-only at the end.
-        if isinstance(op, ops.Mount) and op.destination == "/dev" and op.flags & const.MS_RDONLY:
-            op = ops.Mount(op.source, op.destination, op.fstype, op.flags & ~const.MS_RDONLY, op.data, op.propagation)
+        if isinstance(op, ops.Mount) and op.destination == "/dev" and op.flags & const.MS_RDONLY and op.fstype == "tmpfs":
+            op = replace(op, flags=op.flags & ~const.MS_RDONLY)
             read_only_later.append(ops.RemountReadonly("/dev"))
         before.append(op)
     if needs_devices(spec):
         devices = {d.path: d for d in (*DEFAULT_DEVICES, *linux.devices)}
-        before += [ops.MakeNode(d.path, d.type, d.major, d.minor, d.file_mode, d.uid, d.gid) for d in devices.values()]
+        before += [
+            ops.MakeNode(destination(d.path), d.type, d.major, d.minor, d.file_mode, d.uid, d.gid) for d in devices.values()
+        ]
         before += [ops.Symlink(target, path) for target, path in DEV_LINKS]
         before.append(ops.Symlink("pts/ptmx", "/dev/ptmx"))
     after: list[ops.Op] = [ops.PivotRoot()]
-    propagation = mount_options.PROPAGATION.get(linux.rootfs_propagation or "private")
-    if propagation is None:
-        raise SpecError(f"/linux/rootfsPropagation: {linux.rootfs_propagation!r} is no propagation mode")
     if linux.rootfs_propagation:
-        after.append(ops.SetPropagation(propagation))
+        after.append(ops.SetPropagation(mount_options.PROPAGATION[linux.rootfs_propagation]))
     after += read_only_later
-    if spec.hostname:
-        after.append(ops.Hostname(spec.hostname))
-    if spec.domainname:
-        after.append(ops.Domainname(spec.domainname))
-    for name, value in (linux.sysctl or {}).items():
-        _check_sysctl(spec, name)
-        after.append(ops.Sysctl(name, value))
     if spec.root_readonly:
         after.append(ops.RemountReadonly("/"))
     after += [ops.ReadonlyPath(destination(p)) for p in linux.readonly_paths]
@@ -104,40 +99,45 @@ def needs_devices(spec: Spec) -> bool:
 def bind_mounts(spec: Spec, bundle: str) -> dict[str, str]:
     """Return destination -> source of every path of the host that is mounted into the container."""
     found = {}
-    for mount in spec.mounts:
-        op = _mount(mount, bundle, own_cgroup_namespace=True)
+    for number, mount in enumerate(spec.mounts):
+        op = _mount(spec, mount, bundle, number, detach=False)
         if isinstance(op, ops.Mount) and op.flags & const.MS_BIND:
             found[op.destination] = op.source
     return found
 
 
-def _mount(mount: Mount, bundle: str, own_cgroup_namespace: bool) -> ops.Op:
+def _mount(spec: Spec, mount: Mount, bundle: str, number: int, detach: bool) -> ops.Op:
     options = mount_options.parse(mount.options)
     path = destination(mount.destination)
+    data = options.data
     if mount.type == "cgroup":
-        return ops.MountCgroup(path, options.flags, options.data, own_cgroup_namespace)
+        return ops.MountCgroup(path, options.flags, data, spec.linux.namespace("cgroup") is not None)
     flags, source = options.flags, mount.source
     if mount.type in ("bind", "rbind"):
         flags |= const.MS_BIND | (const.MS_REC if mount.type == "rbind" else 0)
+    idmap = None
     if flags & const.MS_BIND:
-        if not source:
-            raise SpecError(f"mount of {mount.destination}: a bind mount needs a source")
         source = posixpath.join(bundle, source)
-    elif not mount.type:
-        raise SpecError(f"mount of {mount.destination}: needs a type")
-    return ops.Mount(source, path, mount.type, flags, options.data, options.propagation)
+        if options.idmap or mount.uid_mappings:
+            uids, gids = (mount.uid_mappings, mount.gid_mappings) if mount.uid_mappings else _container_ids(spec)
+            idmap = ops.IdMap(options.idmap == "ridmap", uids, gids)
+    elif spec.linux.mount_label and mount.type in ("tmpfs", "devpts", "mqueue", "overlay"):
+        data = ",".join(filter(None, (data, f'context="{spec.linux.mount_label}"')))
+    return ops.Mount(
+        source=source,
+        destination=path,
+        fstype=mount.type,
+        flags=flags,
+        data=data,
+        propagation=options.propagation,
+        cleared=options.cleared,
+        recursive_set=options.recursive_set,
+        recursive_clear=options.recursive_clear,
+        copy_up=options.copy_up,
+        idmap=idmap,
+        tree=number if flags & const.MS_BIND and (detach or idmap) else None,
+    )
 
 
-def _check_sysctl(spec: Spec, name: str) -> None:
-    key = name.replace("/", ".") if "/" in name and "." not in name else name
-    if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
-        needed = "ipc"
-    elif key.startswith("net."):
-        needed = "network"
-    elif key in ("kernel.domainname", "kernel.hostname"):
-        needed = "uts"
-    else:
-        raise SpecError(f"/linux/sysctl/{name}: is not a parameter of a namespace", hint="it would change the host")
-    namespace = spec.linux.namespace(needed)
-    if namespace is None:
-        raise SpecError(f"/linux/sysctl/{name}: needs a {needed} namespace of the container's own")
+def _container_ids(spec: Spec) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+    return spec.linux.uid_mappings, spec.linux.gid_mappings

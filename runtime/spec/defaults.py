@@ -45,6 +45,24 @@ def default_config() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def rootless_config(uid: int, gid: int) -> dict[str, Any]:
+    """Return the document for an ordinary user: a user namespace that maps the user to root, and no limits."""
+    document = default_config()
+    linux = document["linux"]
+    linux["namespaces"] = [{"type": t} for t in ("pid", "ipc", "uts", "mount", "cgroup", "user")]
+    linux["uidMappings"] = [{"containerID": 0, "hostID": uid, "size": 1}]
+    linux["gidMappings"] = [{"containerID": 0, "hostID": gid, "size": 1}]
+    del linux["resources"]
+    mounts = [m for m in document["mounts"] if m["destination"] not in ("/sys", "/sys/fs/cgroup")]
+    for mount in mounts:
+        # No group but the user's own exists in there.
+        mount["options"] = [o for o in mount.get("options", []) if not o.startswith(("gid=", "uid="))]
+    # Without a network namespace of its own nobody but the host's root may mount a sysfs.
+    mounts.append(_mount("/sys", "none", "/sys", "rbind", "nosuid", "noexec", "nodev", "ro"))
+    document["mounts"] = mounts
+    return document
+
+
 def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
     mount: dict[str, Any] = {"destination": destination, "type": kind, "source": source}
     return {**mount, "options": list(options)} if options else mount

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from runtime import OCI_VERSION, __version__
-from runtime.linux.capability import NAMES
+from runtime.linux.capability_names import NAMES
 from runtime.linux.const import NAMESPACES
 from runtime.spec.config import HOOK_NAMES
-from runtime.spec.mount_options import FLAGS, PROPAGATION
+from runtime.spec.mount_options import ALL
 
 
 def document() -> dict[str, Any]:
@@ -17,7 +17,7 @@ def document() -> dict[str, Any]:
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": list(HOOK_NAMES),
-        "mountOptions": sorted([*FLAGS, *PROPAGATION]),
+        "mountOptions": sorted(ALL),
         "linux": {
             "namespaces": sorted(n for n in NAMESPACES if n != "user"),
             "capabilities": list(NAMES),

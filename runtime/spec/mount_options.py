@@ -1,10 +1,9 @@
-"""Mount options of config.json in mount(2)'s terms."""
+"""Mount options of config.json in the terms of mount(2) and mount_setattr(2). Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.errors import Unsupported
 from runtime.linux import const as c
 
 # name -> (clear, flag)
@@ -31,6 +30,7 @@ FLAGS: dict[str, tuple[bool, int]] = {
     "norelatime": (True, c.MS_RELATIME),
     "nostrictatime": (True, c.MS_STRICTATIME),
     "nosuid": (False, c.MS_NOSUID),
+    "nosymfollow": (False, c.MS_NOSYMFOLLOW),
     "rbind": (False, c.MS_BIND | c.MS_REC),
     "relatime": (False, c.MS_RELATIME),
     "remount": (False, c.MS_REMOUNT),
@@ -39,6 +39,7 @@ FLAGS: dict[str, tuple[bool, int]] = {
     "silent": (False, c.MS_SILENT),
     "strictatime": (False, c.MS_STRICTATIME),
     "suid": (True, c.MS_NOSUID),
+    "symfollow": (True, c.MS_NOSYMFOLLOW),
     "sync": (False, c.MS_SYNCHRONOUS),
 }
 
@@ -53,42 +54,75 @@ PROPAGATION: dict[str, int] = {
     "runbindable": c.MS_UNBINDABLE | c.MS_REC,
 }
 
-_UNSUPPORTED = frozenset(
-    ["tmpcopyup", "rro", "rrw", "rnosuid", "rsuid", "rnodev", "rdev", "rnoexec", "rexec", "rnoatime", "ratime"]
-    + [
-        "rnodiratime",
-        "rdiratime",
-        "rrelatime",
-        "rnorelatime",
-        "rstrictatime",
-        "rnostrictatime",
-        "rnosymfollow",
-        "nosymfollow",
-    ]
-)
+# name -> (clear, attribute), for a mount and all below it
+RECURSIVE: dict[str, tuple[bool, int]] = {
+    "rro": (False, c.MOUNT_ATTR_RDONLY),
+    "rrw": (True, c.MOUNT_ATTR_RDONLY),
+    "rnosuid": (False, c.MOUNT_ATTR_NOSUID),
+    "rsuid": (True, c.MOUNT_ATTR_NOSUID),
+    "rnodev": (False, c.MOUNT_ATTR_NODEV),
+    "rdev": (True, c.MOUNT_ATTR_NODEV),
+    "rnoexec": (False, c.MOUNT_ATTR_NOEXEC),
+    "rexec": (True, c.MOUNT_ATTR_NOEXEC),
+    "rnodiratime": (False, c.MOUNT_ATTR_NODIRATIME),
+    "rdiratime": (True, c.MOUNT_ATTR_NODIRATIME),
+    "rrelatime": (False, c.MOUNT_ATTR_RELATIME),
+    "rnorelatime": (True, c.MOUNT_ATTR_RELATIME),
+    "rnoatime": (False, c.MOUNT_ATTR_NOATIME),
+    "ratime": (True, c.MOUNT_ATTR_NOATIME),
+    "rstrictatime": (False, c.MOUNT_ATTR_STRICTATIME),
+    "rnostrictatime": (True, c.MOUNT_ATTR_STRICTATIME),
+    "rnosymfollow": (False, c.MOUNT_ATTR_NOSYMFOLLOW),
+    "rsymfollow": (True, c.MOUNT_ATTR_NOSYMFOLLOW),
+}
+_ATIME_MODES = {c.MOUNT_ATTR_RELATIME, c.MOUNT_ATTR_NOATIME, c.MOUNT_ATTR_STRICTATIME}
+
+IDMAP = {"idmap": False, "ridmap": True}
+ALL = (*FLAGS, *PROPAGATION, *RECURSIVE, *IDMAP, "tmpcopyup")
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     flags: int
+    cleared: int  # flags that were asked to be off
     propagation: tuple[int, ...]
+    recursive_set: int
+    recursive_clear: int
+    idmap: str | None  # idmap, ridmap
+    copy_up: bool
     data: str
+
+    @property
+    def bind(self) -> bool:
+        return bool(self.flags & c.MS_BIND)
 
 
 def parse(options: tuple[str, ...]) -> MountOptions:
-    """Sort options into flags, propagation and what the file system itself reads.
-
-    Raises: Unsupported for an option that is known to the specification but not carried out here.
-    """
-    flags, propagation, data = 0, [], []
+    """Sort options into flags, propagation, recursive attributes, and what the file system itself reads."""
+    flags = cleared = recursive_set = recursive_clear = 0
+    propagation, data = [], []
+    idmap, copy_up = None, False
     for option in options:
         if option in FLAGS:
             clear, flag = FLAGS[option]
             flags = flags & ~flag if clear else flags | flag
+            cleared = cleared | flag if clear else cleared & ~flag
         elif option in PROPAGATION:
             propagation.append(PROPAGATION[option])
-        elif option in _UNSUPPORTED:
-            raise Unsupported(f"mount option {option!r} is not supported")
+        elif option in RECURSIVE:
+            clear, attribute = RECURSIVE[option]
+            if attribute in _ATIME_MODES:
+                # A mode is one value of a field: the kernel wants the whole field cleared before one is set.
+                recursive_clear |= c.MOUNT_ATTR__ATIME
+                recursive_set = recursive_set & ~c.MOUNT_ATTR__ATIME | (0 if clear else attribute)
+            elif clear:
+                recursive_set, recursive_clear = recursive_set & ~attribute, recursive_clear | attribute
+            else:
+                recursive_set, recursive_clear = recursive_set | attribute, recursive_clear & ~attribute
+        elif option in IDMAP:
+            idmap = option
+        elif option == "tmpcopyup":
+            copy_up = True
         else:
             data.append(option)
-    return MountOptions(flags, tuple(propagation), ",".join(data))
+    return MountOptions(flags, cleared, tuple(propagation), recursive_set, recursive_clear, idmap, copy_up, ",".join(data))

@@ -1,119 +1,186 @@
-"""What a document may say that is wrong, or that this runtime does not have: both are errors, neither is skipped."""
+"""What the members of a document must have to do with each other. Pure."""
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
-from runtime.errors import SpecError, Unsupported
-from runtime.linux.capability import NUMBERS
-from runtime.linux.const import NAMESPACES
-from runtime.spec.config import Spec
-
-# Members of config.json that are not carried out: a document that uses one of them is refused.
-UNSUPPORTED = (
-    "/process/apparmorProfile",
-    "/process/selinuxLabel",
-    "/process/scheduler",
-    "/process/ioPriority",
-    "/process/execCPUAffinity",
-    "/linux/uidMappings",
-    "/linux/gidMappings",
-    "/linux/timeOffsets",
-    "/linux/seccomp",
-    "/linux/mountLabel",
-    "/linux/intelRdt",
-    "/linux/personality",
-    "/linux/netDevices",
-    "/linux/resources/blockIO",
-    "/linux/resources/hugepageLimits",
-    "/linux/resources/network",
-    "/linux/resources/rdma",
-    "/linux/resources/memory/kernel",
-    "/linux/resources/memory/kernelTCP",
-    "/linux/resources/memory/swappiness",
-    "/linux/resources/memory/disableOOMKiller",
-    "/linux/resources/cpu/burst",
-    "/linux/resources/cpu/idle",
-    "/linux/resources/cpu/realtimeRuntime",
-    "/linux/resources/cpu/realtimePeriod",
-)
+from runtime.linux.capability_names import NUMBERS
+from runtime.linux.const import CLOCKS, NAMESPACES
+from runtime.spec import mount_options
+from runtime.spec.config import IdMapping, Process, Spec
 
 RLIMITS = frozenset(
     f"RLIMIT_{n}"
-    for n in [
-        "AS",
-        "CORE",
-        "CPU",
-        "DATA",
-        "FSIZE",
-        "LOCKS",
-        "MEMLOCK",
-        "MSGQUEUE",
-        "NICE",
-        "NOFILE",
-        "NPROC",
-        "RSS",
-        "RTPRIO",
-        "RTTIME",
-        "SIGPENDING",
-        "STACK",
-    ]
+    for n in (
+        "AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO",
+        "RTTIME", "SIGPENDING", "STACK",
+    )
+)  # fmt: skip
+
+# Parameters that belong to a namespace, by the namespace's type: others would change the host.
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{n}" for n in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
 
 
-def _lookup(document: Any, pointer: str) -> Any:
-    for key in pointer.split("/")[1:]:
-        document = document.get(key) if isinstance(document, dict) else None
-    return document
-
-
-def check(spec: Spec, document: Any) -> None:
-    """Refuse a document that is wrong or asks for what is not there.
-
-    Raises: SpecError, Unsupported; both name the JSON pointer.
-    """
+def check(spec: Spec, document: Any) -> list[str]:
+    """Return the violations, each with its JSON pointer."""
+    problems: list[str] = []
     major = spec.oci_version.partition(".")[0]
-    if major != "1":
-        raise SpecError(f"/ociVersion: {spec.oci_version!r} is not a version 1 of the specification")
-    for pointer in UNSUPPORTED:
-        if _lookup(document, pointer):
-            raise Unsupported(f"{pointer}: is not supported", hint="remove it from config.json")
+    if spec.oci_version and major != "1":
+        problems.append(f"/ociVersion: {spec.oci_version!r} is not a version 1 of the specification")
+    linux = document.get("linux") if isinstance(document, dict) else None
+    if isinstance(linux, dict) and linux.get("intelRdt"):
+        problems.append("/linux/intelRdt: is not supported: this runtime has no support for the kernel's resctrl")
+    problems += _namespaces(spec) + _mounts(spec) + _names(spec) + _hooks(spec)
+    if spec.process:
+        problems += check_process(spec.process)
+        if spec.process.user.additional_gids and spec.linux.makes("user") and not spec.linux.gid_mappings:
+            problems.append("/process/user/additionalGids: need /linux/gidMappings")
+    return problems
+
+
+def _namespaces(spec: Spec) -> list[str]:
+    problems = []
+    linux = spec.linux
     seen: set[str] = set()
-    for i, namespace in enumerate(spec.linux.namespaces):
-        at = f"/linux/namespaces/{i}/type"
-        if namespace.type in ("user", "time"):
-            raise Unsupported(f"{at}: {namespace.type} namespaces are not supported")
+    for i, namespace in enumerate(linux.namespaces):
+        at = f"/linux/namespaces/{i}"
         if namespace.type not in NAMESPACES:
-            raise SpecError(f"{at}: {namespace.type!r} is no namespace type")
-        if namespace.type in seen:
-            raise SpecError(f"{at}: {namespace.type!r} is listed twice")
+            problems.append(f"{at}/type: {namespace.type!r} is no namespace type")
+        elif namespace.type in seen:
+            problems.append(f"{at}/type: {namespace.type!r} is listed twice")
+        if namespace.path and not namespace.path.startswith("/"):
+            problems.append(f"{at}/path: {namespace.path!r} must be absolute")
         seen.add(namespace.type)
     if "mount" not in seen:
-        raise Unsupported("/linux/namespaces: a container without its own mount namespace is not supported")
-    if spec.hostname and "uts" not in seen:
-        raise SpecError("/hostname: needs a uts namespace in /linux/namespaces")
+        problems.append("/linux/namespaces: a container needs a mount namespace of its own")
+    for name, mappings in (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings)):
+        problems += _overlaps(f"/linux/{name}", mappings)
+        if mappings and "user" not in seen:
+            problems.append(f"/linux/{name}: need a user namespace in /linux/namespaces")
+        elif not mappings and linux.makes("user"):
+            problems.append(f"/linux/{name}: a new user namespace needs a mapping")
+    if linux.time_offsets and not linux.makes("time"):
+        problems.append("/linux/timeOffsets: need a new time namespace in /linux/namespaces")
+    problems += [f"/linux/timeOffsets/{c}: is no clock of a time namespace" for c in linux.time_offsets if c not in CLOCKS]
+    if linux.rootfs_propagation and linux.rootfs_propagation not in mount_options.PROPAGATION:
+        problems.append(f"/linux/rootfsPropagation: {linux.rootfs_propagation!r} is no propagation mode")
+    return problems
+
+
+def _overlaps(at: str, mappings: tuple[IdMapping, ...]) -> list[str]:
+    problems = []
+    for i, a in enumerate(mappings):
+        for b in mappings[:i]:
+            if a.container_id < b.container_id + b.size and b.container_id < a.container_id + a.size:
+                problems.append(f"{at}/{i}: its container ids overlap another mapping's")
+            if a.host_id < b.host_id + b.size and b.host_id < a.host_id + a.size:
+                problems.append(f"{at}/{i}: its host ids overlap another mapping's")
+    return problems
+
+
+def _mounts(spec: Spec) -> list[str]:
+    problems = []
     for i, mount in enumerate(spec.mounts):
-        if not mount.destination:
-            raise SpecError(f"/mounts/{i}/destination: must not be empty")
-        if "idmap" in mount.options or "ridmap" in mount.options:
-            raise Unsupported(f"/mounts/{i}/options: id-mapped mounts are not supported")
+        at = f"/mounts/{i}"
+        options = mount_options.parse(mount.options)
+        if posixpath.normpath("/" + mount.destination) in ("/", "//"):
+            problems.append(f"{at}/destination: must be a path below the root")
+        bind = options.bind or mount.type in ("bind", "rbind")
+        if not bind and not mount.type:
+            problems.append(f"{at}/type: is required where the mount is no bind mount")
+        if bind and not mount.source:
+            problems.append(f"{at}/source: is required for a bind mount")
+        if options.copy_up and mount.type != "tmpfs":
+            problems.append(f"{at}/options: tmpcopyup needs a tmpfs")
+        if bool(mount.uid_mappings) != bool(mount.gid_mappings):
+            problems.append(f"{at}: needs both uidMappings and gidMappings, or neither")
+        mapped = options.idmap or mount.uid_mappings
+        if mapped and not bind:
+            problems.append(f"{at}/options: only a bind mount can be id-mapped")
+        if mapped and not mount.uid_mappings and not spec.linux.uid_mappings:
+            problems.append(f"{at}/options: an id-mapped mount needs mappings, its own or the container's")
+        problems += _overlaps(f"{at}/uidMappings", mount.uid_mappings) + _overlaps(f"{at}/gidMappings", mount.gid_mappings)
     for i, device in enumerate(spec.linux.devices):
-        if device.type not in ("c", "u", "b", "p"):
-            raise SpecError(f"/linux/devices/{i}/type: {device.type!r} is none of b, c, u, p")
-    if spec.process:
-        check_process(spec)
+        if not device.path.startswith("/"):
+            problems.append(f"/linux/devices/{i}/path: {device.path!r} must be absolute")
+    return problems
 
 
-def check_process(spec: Spec) -> None:
-    """Refuse a process that is wrong. Raises: SpecError naming the JSON pointer."""
-    process = spec.process
-    assert process is not None
+def _names(spec: Spec) -> list[str]:
+    problems = []
+    for name, value in (("hostname", spec.hostname), ("domainname", spec.domainname)):
+        if value and not spec.linux.namespace("uts"):
+            problems.append(f"/{name}: needs a uts namespace in /linux/namespaces")
+        if value and len(value.encode()) > 64:
+            problems.append(f"/{name}: is longer than 64 bytes")
+    for name in spec.linux.sysctl:
+        words = _sysctl(spec, name)
+        if words:
+            problems.append(f"/linux/sysctl/{name.replace('~', '~0').replace('/', '~1')}: {words}")
+    return problems
+
+
+def _sysctl(spec: Spec, name: str) -> str:
+    key = name.replace("/", ".") if "/" in name and "." not in name else name
+    if ".." in name.split("/") or name.startswith("/"):
+        return "is no name of a parameter"
+    if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
+        needed = "ipc"
+    elif key.startswith("net."):
+        needed = "network"
+    elif key in ("kernel.domainname", "kernel.hostname"):
+        needed = "uts"
+    else:
+        return "is not a parameter of a namespace, and would change the host"
+    return "" if spec.linux.namespace(needed) else f"needs a {needed} namespace of the container's own"
+
+
+def _hooks(spec: Spec) -> list[str]:
+    return [
+        f"/hooks/{name}/{i}/path: {hook.path!r} must be absolute"
+        for name, hooks in spec.hooks.items()
+        for i, hook in enumerate(hooks)
+        if not hook.path.startswith("/")
+    ]
+
+
+def check_process(process: Process) -> list[str]:
+    """Return the violations of a process document."""
+    problems = []
     if not process.cwd.startswith("/"):
-        raise SpecError(f"/process/cwd: {process.cwd!r} must be absolute")
+        problems.append(f"/process/cwd: {process.cwd!r} must be absolute")
+    seen: set[str] = set()
     for i, rlimit in enumerate(process.rlimits):
         if rlimit.type not in RLIMITS:
-            raise SpecError(f"/process/rlimits/{i}/type: {rlimit.type!r} is no resource limit")
+            problems.append(f"/process/rlimits/{i}/type: {rlimit.type!r} is no resource limit")
+        if rlimit.type in seen:
+            problems.append(f"/process/rlimits/{i}/type: {rlimit.type!r} is listed twice")
+        if 0 <= rlimit.hard < rlimit.soft:
+            problems.append(f"/process/rlimits/{i}/soft: {rlimit.soft} is above the hard limit {rlimit.hard}")
+        seen.add(rlimit.type)
     for name, members in (process.capabilities or {}).items():
         for i, member in enumerate(members):
             if member not in NUMBERS:
-                raise SpecError(f"/process/capabilities/{name}/{i}: {member!r} is no capability")
+                problems.append(f"/process/capabilities/{name}/{i}: {member!r} is no capability")
+    for name, cpus in zip(("initial", "final"), process.exec_cpu_affinity, strict=True):
+        try:
+            cpu_set(cpus or "0")
+        except ValueError:
+            problems.append(f"/process/execCPUAffinity/{name}: {cpus!r} is no list of processors")
+    return problems
+
+
+def cpu_set(text: str) -> set[int]:
+    """Read a list of processors such as `0-3,7`. Raises: ValueError."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        low = int(first)
+        high = int(last) if dash else low
+        if not 0 <= low <= high < 65536:
+            raise ValueError(part)
+        found.update(range(low, high + 1))
+    return found
