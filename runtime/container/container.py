@@ -319,7 +319,7 @@ def create(
     process = with_listen_fds(spec.process, sockets)
     if not spec.linux.namespace("user"):
         check_capabilities(process)
-    confinement = prepare(process, spec.linux.seccomp)
+    confinement = prepare(process, spec.linux)
     setup = plan(spec, str(bundle.path), detach=spec.linux.makes("user") and os.geteuid() == 0)
     layout = host_layout()
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, options.systemd_cgroup), container_id))

@@ -100,7 +100,7 @@ def execute(container: Container, options: ExecOptions, on_console: Callable[[in
             process,
             options.preserve_fds,
             last_capability(),
-            confine.prepare(process, spec.linux.seccomp),
+            confine.prepare(process, spec.linux),
             lambda pid: manager.apply(pid, options.cgroups),
             on_console or os.close,
             lambda pid, listener: container.send_listener(pid, listener, str(status)),

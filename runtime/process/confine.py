@@ -1,4 +1,4 @@
-"""What confines a process beside namespaces and cgroups: the seccomp filter and the labels of security modules.
+"""What a process gets beside namespaces and cgroups: seccomp filter, security modules' labels, execution domain.
 
 All of it is prepared in the verb, from documents, and taken on in the new process just before execve.
 """
@@ -12,8 +12,7 @@ from pathlib import Path
 
 from runtime.errors import KernelError, Unsupported
 from runtime.process import seccomp
-from runtime.spec.config import Process
-from runtime.spec.seccomp import Seccomp
+from runtime.spec.config import Linux, Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +21,13 @@ class Confinement:
 
     filter: seccomp.Filter | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    personality: str | None = None
 
 
-def prepare(process: Process, filter_spec: Seccomp | None) -> Confinement:
+def prepare(process: Process, linux: Linux) -> Confinement:
     """Compile the filter and look whether this kernel has what the labels need. Raises: Unsupported, ContainerError."""
     labels = []
+    filter_spec = linux.seccomp
     if process.apparmor_profile and process.apparmor_profile != "unconfined":
         if not _reads("/sys/module/apparmor/parameters/enabled", "Y"):
             raise Unsupported("/process/apparmorProfile: this kernel has no AppArmor", hint="remove it from config.json")
@@ -39,7 +40,7 @@ def prepare(process: Process, filter_spec: Seccomp | None) -> Confinement:
         labels.append(("exec", process.selinux_label))
     # A filter that allows everything costs every call something and confines nothing.
     empty = filter_spec is None or (filter_spec.default_action == "SCMP_ACT_ALLOW" and not filter_spec.rules)
-    return Confinement(None if empty or filter_spec is None else seccomp.build(filter_spec), tuple(labels))
+    return Confinement(None if empty or filter_spec is None else seccomp.build(filter_spec), tuple(labels), linux.personality)
 
 
 def _reads(path: str, text: str) -> bool:

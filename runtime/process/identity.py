@@ -13,7 +13,7 @@ import stat
 
 from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError, Unsupported
 from runtime.linux import capability, const
-from runtime.linux.process import ioprio_set, no_new_privs, prctl, sched_setattr
+from runtime.linux.process import ioprio_set, no_new_privs, personality, prctl, sched_setattr
 from runtime.process.confine import Confinement
 from runtime.spec.config import Process
 
@@ -78,19 +78,22 @@ def become_root() -> None:
         os.setresuid(0, 0, 0)
 
 
-def _take_attributes(process: Process) -> None:
+def _take_attributes(process: Process, domain: str | None) -> None:
     """Take on what is neither user nor capability. Raises: KernelError naming the JSON pointer."""
     s = process.scheduler
     what = ""
     try:
         if s is not None:
-            what = "scheduler"
+            what = "/process/scheduler"
             sched_setattr(s.policy, s.flags, s.nice, s.priority, s.runtime_ns, s.deadline_ns, s.period_ns)
         if process.io_priority is not None:
-            what = "ioPriority"
+            what = "/process/ioPriority"
             ioprio_set(*process.io_priority)
+        if domain is not None:
+            what = "/linux/personality"
+            personality(domain)
     except OSError as e:
-        raise KernelError(f"/process/{what}: cannot be set", e.errno or errno.EIO) from e
+        raise KernelError(f"{what} cannot be set", e.errno or errno.EIO) from e
 
 
 def become(process: Process, last_capability: int, confinement: Confinement) -> Later | None:
@@ -103,7 +106,7 @@ def become(process: Process, last_capability: int, confinement: Confinement) -> 
     sets = {name: frozenset((process.capabilities or {}).get(name, ())) for name in ("bounding", *_CLASSIC, "ambient")}
     user = process.user
     later = None
-    _take_attributes(process)
+    _take_attributes(process, confinement.personality)
     try:
         if process.no_new_privileges:
             no_new_privs()
