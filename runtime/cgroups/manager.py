@@ -72,6 +72,12 @@ class Manager:
             for name in (h.controllers or ("",))
         }
 
+    def bound_at(self, destination: str) -> dict[str, str]:
+        """Return where a container without a cgroup namespace has its directories, by the place of its cgroup mount."""
+        if self.layout.mode == "v2":
+            return {destination: self.paths[""]}
+        return {f"{destination}/{h.name}": str(directory) for h, directory in self._trees()}
+
     @property
     def freezer_path(self) -> str | None:
         """The directory that freezes the container: v1's freezer, else v2's."""
@@ -82,10 +88,15 @@ class Manager:
         """Say whether any of the directories holds processes already."""
         return bool(self.pids())
 
-    def create(self) -> None:
-        """Make the directories. Idempotent. Raises: KernelError; what was made stays for `remove`."""
+    def create(self) -> list[str]:
+        """Make the directories; return those above them that were missing, too. Idempotent.
+
+        Raises: KernelError; what was made stays for `remove`.
+        """
+        above: list[str] = []
         for h, directory in self._trees():
             try:
+                above += [str(p) for p in reversed(directory.parents) if not p.exists()]
                 directory.mkdir(mode=0o755, parents=True, exist_ok=True)
                 if "cpuset" in h.controllers:
                     self._fill_cpuset(Path(h.mount_point), directory)
@@ -93,6 +104,7 @@ class Manager:
                     self._enable_controllers(Path(h.mount_point), directory)
             except OSError as e:
                 raise KernelError(f"cannot make cgroup {directory}", e.errno or errno.EIO) from e
+        return above
 
     def create_where_allowed(self) -> None:
         """Make the directories that this user may make and use; forget the others. Raises: KernelError."""
@@ -304,8 +316,8 @@ class Manager:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def remove(self) -> None:
-        """Remove the directories and all below them. Idempotent.
+    def remove(self, above: tuple[str, ...] = ()) -> None:
+        """Remove the directories and all below them, and those `above` that nobody else uses by now. Idempotent.
 
         Raises: KernelError when processes keep one busy for more than 5 s.
         """
@@ -322,6 +334,9 @@ class Manager:
                     raise KernelError(f"cannot remove cgroup {directory}", error)
                 time.sleep(delay)
                 delay = min(delay * 2, 0.1)
+        for path in reversed(above):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
 
 
 def _put(path: Path, value: str) -> None:

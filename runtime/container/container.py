@@ -253,7 +253,7 @@ class Container:
             with contextlib.suppress(ContainerError):
                 manager.thaw()
             self._wait_gone(manager)
-        manager.remove()
+        manager.remove(self.state.cgroup_parents)
         self._run_hooks("poststop", "stopped", fatal=False)
         self.store.remove(self.id)
 
@@ -349,11 +349,10 @@ def create(
             made_cgroups = True
             if options.rootless and spec.linux.cgroups_path is None:
                 manager.create_where_allowed()
-                state = replace(state, cgroup_paths=manager.paths)
-                store.save(state)
-                container.state = state
+                container.state = replace(state, cgroup_paths=manager.paths)
             else:
-                manager.create()
+                container.state = replace(state, cgroup_parents=tuple(manager.create()))
+            store.save(container.state)
             manager.set(spec.linux.resources, () if options.rootless else DEFAULT_DEVICE_RULES)
             if notify is not None:
                 notify.make()
@@ -389,7 +388,7 @@ def create(
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
                 if made_cgroups:
-                    manager.remove()
+                    manager.remove(container.state.cgroup_parents)
             container._run_hooks("poststop", "stopped", fatal=False)
             store.remove(container_id)
             raise

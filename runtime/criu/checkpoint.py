@@ -18,14 +18,13 @@ from typing import Any
 
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
-from runtime.criu import images, network, request
+from runtime.criu import images, mounts, network, request
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
 from runtime.criu.session import Session
 from runtime.errors import ContainerError, HoldAborted, KernelError
 from runtime.linux.const import NAMESPACES
-from runtime.setup.plan import bind_mounts
 
 
 def checkpoint(container: Container, options: CheckpointOptions, controller: Controller | None = None) -> dict[str, Any]:
@@ -117,7 +116,7 @@ def look(container: Container, *, rebuild_network: bool) -> tuple[ContainerFacts
     """
     pid = container.state.pid
     bundle = container.bundle()
-    binds = bind_mounts(bundle.spec, str(bundle.path))
+    binds = mounts.external(bundle.spec, str(bundle.path), container.manager())
     external, stdio = [], []
     for number in range(3):
         name = _stdio_name(pid, number)

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container.bundle import Bundle
 from runtime.container.container import Container, owner
 from runtime.container.store import Store
-from runtime.criu import images, network, request
+from runtime.criu import images, mounts, network, request
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CgroupsMode, RestoreOptions
 from runtime.criu.session import Session
 from runtime.errors import ContainerError, HoldAborted, KernelError
 from runtime.linux import const, mount, namespace
 from runtime.process.create import open_namespaces
-from runtime.setup.plan import DEFAULT_DEVICE_RULES, bind_mounts
+from runtime.setup.plan import DEFAULT_DEVICE_RULES
 from runtime.spec.state import State
 
 
@@ -76,7 +77,8 @@ def restore(
             made_cgroups = True
             # Strict means that CRIU makes the cgroups, and refuses to when they are there.
             if options.cgroups_mode != CgroupsMode.STRICT:
-                manager.create()
+                container.state = replace(state, cgroup_parents=tuple(manager.create()))
+                store.save(container.state)
                 manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
             root = _private_root(bundle.rootfs)
             own_network = network.make_namespace(spec) if network.can_rebuild(spec) else None
@@ -105,11 +107,13 @@ def restore(
                             f"the images in {options.image_path} need a container with a network namespace of its own"
                         )
                     external.append((network.NAMESPACE_KEY["network"], own_network))
+                # CRIU does not follow links to a source, as mount(2) does.
+                sources = {d: os.path.realpath(p) for d, p in mounts.external(spec, str(bundle.path), manager).items()}
+                mounts.make_places(spec, str(root), sources)
                 opts = request.restore(
                     options,
                     str(root),
-                    # CRIU does not follow links to a source, as mount(2) does.
-                    {d: os.path.realpath(s) for d, s in bind_mounts(spec, str(bundle.path)).items()},
+                    sources,
                     inherit,
                     tuple(external),
                     manager.relative_paths(),
@@ -122,7 +126,7 @@ def restore(
                     manager.signal_all(signal.SIGKILL)
                     manager.thaw()
                     _reap(container.state.pid)
-                    manager.remove()
+                    manager.remove(container.state.cgroup_parents)
             store.remove(container_id)
             raise
     return container

@@ -23,6 +23,7 @@ from runtime.linux import const as c
 from runtime.linux import mount as m
 from runtime.linux import namespace
 from runtime.linux.procfs import read_mountinfo
+from runtime.process import places
 from runtime.setup import ops
 
 _BIND_FLAGS = (
@@ -84,41 +85,10 @@ class Performer:
             os.close(fd)
 
     def _parent(self, path: str) -> int:
-        """Make the directories above `path` inside the root and return the last one's descriptor."""
-        fd = os.dup(self.root_fd)
-        walked = ""
-        for part in [p for p in posixpath.dirname(path).split("/") if p]:
-            walked += "/" + part
-            os.close(fd)
-            fd = self._directory(walked)
-        return fd
-
-    def _directory(self, path: str) -> int:
-        flags = os.O_PATH | os.O_DIRECTORY
-        try:
-            return m.openat2(self.root_fd, path, flags)
-        except FileNotFoundError:
-            above = m.openat2(self.root_fd, posixpath.dirname(path), flags)
-            try:
-                os.mkdir(posixpath.basename(path), 0o755, dir_fd=above)
-            finally:
-                os.close(above)
-            return m.openat2(self.root_fd, path, flags)
+        return places.parent(self.root_fd, path)
 
     def _ensure(self, path: str, directory: bool) -> None:
-        """Make the place that something is mounted on, unless it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            os.close(m.openat2(self.root_fd, path, os.O_PATH))
-            return
-        parent = self._parent(path)
-        try:
-            name = posixpath.basename(path)
-            if directory:
-                os.mkdir(name, 0o755, dir_fd=parent)
-            else:
-                os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent))
-        finally:
-            os.close(parent)
+        places.ensure(self.root_fd, path, directory)
 
     def _Mount(self, op: ops.Mount) -> None:
         bind = op.flags & c.MS_BIND

@@ -23,6 +23,7 @@ class State:
     pid: int = 0  # 0 until the init process exists
     start_time: int = 0
     cgroup_paths: dict[str, str] = field(default_factory=dict)  # controller, "" for v2 -> directory
+    cgroup_parents: tuple[str, ...] = ()  # directories above those that were made for it
     stdio: tuple[str, str, str] = ("", "", "")  # what fds 0-2 of the container were at its start
     systemd_cgroup: bool = False
 
@@ -38,7 +39,8 @@ def from_json(document: Any) -> State:
             raise SpecError(f"/version: {document['version']} is not {VERSION}")
         fields = {k: v for k, v in document.items() if k != "version"}
         stdio = fields.pop("stdio")
-        return State(**fields, stdio=(stdio[0], stdio[1], stdio[2]))
+        parents = tuple(fields.pop("cgroup_parents", ()))
+        return State(**fields, cgroup_parents=parents, stdio=(stdio[0], stdio[1], stdio[2]))
     except (TypeError, KeyError, IndexError) as e:
         raise SpecError(f"state.json is damaged: {e}") from e
 

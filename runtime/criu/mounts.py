@@ -1,0 +1,43 @@
+"""The mounts of a container that lead to the host: CRIU must be told where they come from, on both sides."""
+
+from __future__ import annotations
+
+import os
+
+from runtime.cgroups.manager import Manager
+from runtime.errors import KernelError
+from runtime.process import places
+from runtime.setup.plan import bind_mounts, destination
+from runtime.spec.config import Spec
+
+
+def external(spec: Spec, bundle: str, manager: Manager) -> dict[str, str]:
+    """Return destination -> source of every mount that is a part of the host's tree.
+
+    Without a cgroup namespace the cgroup mounts are bound from the host's own.
+    """
+    found = bind_mounts(spec, bundle)
+    if spec.linux.namespace("cgroup") is None:
+        for mount in spec.mounts:
+            if mount.type == "cgroup":
+                found.update(manager.bound_at(destination(mount.destination)))
+    return found
+
+
+def make_places(spec: Spec, rootfs: str, sources: dict[str, str]) -> None:
+    """Make what CRIU mounts on, where the rootfs is another than the one that was dumped. Raises: KernelError.
+
+    What lies below another mount is in the images, or in that mount.
+    """
+    wanted = {destination(m.destination): True for m in spec.mounts}
+    wanted.update({place: os.path.isdir(source) for place, source in sources.items()})
+    root_fd = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for place, is_directory in wanted.items():
+            if not any(place.startswith(other + "/") for other in wanted):
+                try:
+                    places.ensure(root_fd, place, is_directory)
+                except OSError as e:
+                    raise KernelError(f"cannot make mount point {place} in {rootfs}", e.errno or 0) from e
+    finally:
+        os.close(root_fd)
