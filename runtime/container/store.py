@@ -48,7 +48,7 @@ class Store:
         directory = self.directory(container_id)
         try:
             self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-            directory.mkdir(mode=0o711)
+            directory.mkdir(mode=0o700)
         except FileExistsError:
             raise AlreadyExists(f"container with id exists: {container_id}", hint="choose another id, or delete it") from None
         except OSError as e:

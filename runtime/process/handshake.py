@@ -36,6 +36,7 @@ from typing import Any
 from runtime.errors import CommandNotExecutable, ContainerError, from_dict
 
 MAX_MESSAGE_BYTES = 65536
+_MAX_TEXT = 8192
 
 
 class Channel:
@@ -54,6 +55,8 @@ class Channel:
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         """Send one message. Raises: ContainerError when the other side is gone."""
+        if "error" in message:  # it may quote a document, which may be of any length
+            message = {"error": {**message["error"], "message": str(message["error"].get("message"))[:_MAX_TEXT]}}
         rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
         try:
             self.sock.sendmsg([json.dumps(message).encode()], rights)

@@ -170,15 +170,27 @@ def environment(process: Process) -> dict[str, str]:
     return env
 
 
+_MAX_PASSWD_BYTES = 1 << 20
+
+
 def _home(uid: int) -> str:
+    """Look a home directory up in the container's /etc/passwd, which may be anything: a FIFO, a device, endless."""
     try:
-        with open("/etc/passwd", encoding="utf-8", errors="replace") as f:
-            for line in f:
-                fields = line.rstrip("\n").split(":")
-                if len(fields) > 5 and fields[2] == str(uid):
-                    return fields[5] or "/"
+        fd = os.open("/etc/passwd", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        pass
+        return "/"
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return "/"
+        text = os.read(fd, _MAX_PASSWD_BYTES).decode(errors="replace")
+    except OSError:
+        return "/"
+    finally:
+        os.close(fd)
+    for line in text.splitlines():
+        fields = line.split(":")
+        if len(fields) > 5 and fields[2] == str(uid):
+            return fields[5] or "/"
     return "/"
 
 

@@ -108,6 +108,8 @@ class Performer:
                 os.close(fd)
         elif op.copy_up:
             self._mount_copy(op)
+        elif op.fstype in ("proc", "sysfs"):
+            self._mount_kernel(op)
         else:
             with self._opened(op.destination) as target:
                 flags = op.flags if not bind or op.flags & c.MS_REMOUNT else op.flags & ~_BIND_FLAGS
@@ -124,6 +126,23 @@ class Performer:
                 m.mount_setattr(fd, op.recursive_set, op.recursive_clear, recursive=True)
             finally:
                 os.close(fd)
+
+    def _mount_kernel(self, op: ops.Mount) -> None:
+        """Mount a file system of the kernel's, never through a link.
+
+        What masks its files goes by its path later; a link that somebody changes meanwhile would lead that elsewhere.
+        """
+        strict = c.RESOLVE_IN_ROOT | c.RESOLVE_NO_SYMLINKS
+        try:
+            fd = m.openat2(self.root_fd, op.destination, os.O_PATH | os.O_DIRECTORY, resolve=strict)
+        except OSError as e:
+            if e.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise ContainerError(f"cannot mount {op.fstype} on {op.destination}: it must be an ordinary directory") from None
+        try:
+            m.mount(op.source, f"/proc/self/fd/{fd}", op.fstype, op.flags, op.data or None)
+        finally:
+            os.close(fd)
 
     def _mount_copy(self, op: ops.Mount) -> None:
         """Mount a tmpfs that begins with what the directory beneath it holds."""

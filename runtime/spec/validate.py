@@ -23,6 +23,9 @@ _IPC_SYSCTLS = frozenset(
     f"kernel.{n}" for n in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
 )
 
+# The kernel silently cuts off what is longer.
+_MOUNT_DATA_BYTES = 4096
+
 
 def check(spec: Spec, document: Any) -> list[str]:
     """Return the violations, each with its JSON pointer."""
@@ -93,6 +96,8 @@ def _mounts(spec: Spec) -> list[str]:
             problems.append(f"{at}/type: is required where the mount is no bind mount")
         if bind and not mount.source:
             problems.append(f"{at}/source: is required for a bind mount")
+        if len(options.data.encode()) >= _MOUNT_DATA_BYTES:
+            problems.append(f"{at}/options: are longer than the {_MOUNT_DATA_BYTES - 1} bytes that the kernel reads")
         if options.copy_up and mount.type != "tmpfs":
             problems.append(f"{at}/options: tmpcopyup needs a tmpfs")
         if bool(mount.uid_mappings) != bool(mount.gid_mappings):
