@@ -6,6 +6,9 @@ import array
 import hashlib
 import json
 import os
+import re
+import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.bundle import BundleMaker
+from tests.helpers.bundle import BundleMaker, busybox
 from tests.helpers.oci import Oci, wait_for
 
 
@@ -27,13 +30,6 @@ def interpreter() -> Path:
 
 def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-# What a hostile program does when it is run as /proc/self/exe: hold the file open by that name, and wait to write.
-HOSTILE = """#!/proc/self/exe
-import os
-os.system("echo ran >/ran")
-"""
 
 
 @pytest.mark.ferry
@@ -49,15 +45,21 @@ def test_cve_2019_5736_the_runtimes_own_file_is_not_executed_inside(oci: Oci, bu
     bundle = bundles(command, "60", change=limits)
     (bundle / "rootfs/bin/lnk").symlink_to("/proc/self/exe")
     script = bundle / "rootfs/bin/hostile"
-    script.write_text(HOSTILE)
+    script.write_text("#!/proc/self/exe\n")
     script.chmod(0o755)
+    # Whoever executes the host's interpreter in here gets this loader with it, and a segmentation fault. What is
+    # expected instead: a refusal, or the stub executing itself until its processor time is used up.
+    loader = re.search(rb"/lib[\w/.-]*/ld[\w.-]*\.so[\w.]*", interpreter().read_bytes())
+    assert loader is not None
+    planted = bundle / "rootfs" / loader[0].decode().lstrip("/")
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(busybox(), planted)
     if how.startswith("exec"):
         oci.detached(bundle, "c")
         done = oci.run("exec", "c", "/proc/self/exe" if how == "exec-command" else "/bin/hostile")
     else:
         done = oci.run("run", "--bundle", bundle, "c")
-    assert done.returncode != 0
-    assert not (bundle / "rootfs/ran").exists()
+    assert done.returncode in (126, 128 + signal.SIGXCPU, 128 + signal.SIGKILL), done
     assert fingerprint(interpreter()) == before
 
 
