@@ -9,6 +9,7 @@ from runtime.linux.capability_names import NAMES
 from runtime.linux.const import NAMESPACES
 from runtime.spec.config import HOOK_NAMES
 from runtime.spec.mount_options import ALL
+from runtime.spec.seccomp import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS
 
 
 def document() -> dict[str, Any]:
@@ -19,14 +20,21 @@ def document() -> dict[str, Any]:
         "hooks": list(HOOK_NAMES),
         "mountOptions": sorted(ALL),
         "linux": {
-            "namespaces": sorted(n for n in NAMESPACES if n != "user"),
+            "namespaces": sorted(NAMESPACES),
             "capabilities": list(NAMES),
-            "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
-            "seccomp": {"enabled": False},
-            "apparmor": {"enabled": False},
-            "selinux": {"enabled": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
+            "seccomp": {
+                "enabled": True,
+                "actions": list(ACTIONS),
+                "operators": list(OPERATORS),
+                "archs": list(ARCHITECTURES),
+                "knownFlags": list(FLAGS),
+                "supportedFlags": list(FLAGS),
+            },
+            "apparmor": {"enabled": True},
+            "selinux": {"enabled": True},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"org.ferry.runtime.version": __version__, "org.ferry.runtime.checkpoint.enabled": "true"},
         "potentiallyUnsafeConfigAnnotations": [],
