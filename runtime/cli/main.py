@@ -15,8 +15,8 @@ from runtime.container.store import Store, default_root
 from runtime.errors import ContainerError
 
 VERBS = (
-    "checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore", "resume", "run",
-    "spec", "start", "state", "update",
+    "bundle", "checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore",
+    "resume", "run", "spec", "start", "state", "update",
 )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ RUNTIME = {
     "process": {"setup", "cgroups", "spec", "linux", "files", "errors"},
     "container": {"process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
     "criu": {"container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
-    "cli": {"criu", "container", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
+    "image": {"spec", "linux", "files", "errors"},
+    "cli": {"image", "criu", "container", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
 }
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (

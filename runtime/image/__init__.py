@@ -1,0 +1,1 @@
+"""Container images: read from layouts and archives, unpacked into bundles."""
