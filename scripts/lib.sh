@@ -24,3 +24,9 @@ need_space() {
 }
 
 os_release() { . /etc/os-release 2>/dev/null && printf '%s %s' "${ID:-unknown}" "${ID_LIKE:-}"; }
+
+# debian_mirror: the mirror that apt is set up with.
+debian_mirror() {
+  apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+    sed -n 's/^Debian|Debian|main|//p' | head -n 1
+}

@@ -51,6 +51,7 @@ def command(
         image_path=images,
         work_path=(work_path or images).absolute(),
         cgroups_mode=CgroupsMode[manage_cgroups_mode.upper()],
+        systemd_cgroup=g.systemd_cgroup,
         debug=g.debug,
         **flags,
     )

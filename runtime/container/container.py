@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime import OCI_VERSION, log
+from runtime.cgroups import systemd
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container import bundle as bundle_module
 from runtime.container.activation import NotifySocket, listen_fds, with_listen_fds
 from runtime.container.bundle import Bundle
 from runtime.container.lifecycle import Status, derive, require
 from runtime.container.store import Store
-from runtime.errors import ContainerError, KernelError, NotFound, SpecError, UsageError, WrongStatus
+from runtime.errors import ContainerError, KernelError, NotFound, SpecError, Unsupported, UsageError, WrongStatus
 from runtime.linux.process import pidfd_open, pidfd_send_signal
 from runtime.linux.procfs import read_stat
 from runtime.process import console, hooks
@@ -32,6 +33,7 @@ from runtime.process.handshake import connect_to_start, listen_for_start
 from runtime.setup.plan import DEFAULT_DEVICE_RULES
 from runtime.spec.config import Process, Spec
 from runtime.spec.parse import parse_resources
+from runtime.spec.resources import Resources
 from runtime.spec.state import State, oci_state, runc_state
 
 
@@ -96,6 +98,20 @@ class Container:
 
     def hook_state(self, status: str) -> dict[str, Any]:
         return oci_state(self.state, status, self._annotations())
+
+    def make_cgroups(self, manager: Manager, resources: Resources, where_allowed: bool) -> None:
+        """Make and limit the container's cgroups; record what was made. Raises: ContainerError."""
+        if where_allowed:
+            manager.create_where_allowed()
+            self.state = replace(self.state, cgroup_paths=manager.paths)
+        else:
+            self.state = replace(self.state, cgroup_parents=tuple(manager.create()))
+        self.store.save(self.state)
+        # Nobody but the host's root can make nodes that rules would have to close.
+        manager.set(resources, () if where_allowed else DEFAULT_DEVICE_RULES)
+
+    def _scope(self) -> systemd.Scope | None:
+        return systemd.Scope(*self.state.systemd_unit) if self.state.systemd_unit else None
 
     def adopt(self, pid: int) -> None:
         """Record the container's first process. Raises: ContainerError when it has ended already."""
@@ -224,6 +240,8 @@ class Container:
             if whole.memory.check_before_update and limit is not None and 0 <= limit < manager.memory_usage():
                 raise ContainerError(f"/memory/limit: {limit} is less than the container uses: {manager.memory_usage()}")
             manager.update(wanted)
+            if (scope := self._scope()) is not None:
+                scope.update(systemd.properties(wanted, unified=manager.layout.mode == "v2"))
             document["linux"]["resources"] = merged
             self.store.save_config(self.id, document)
 
@@ -253,6 +271,8 @@ class Container:
             with contextlib.suppress(ContainerError):
                 manager.thaw()
             self._wait_gone(manager)
+        if (scope := self._scope()) is not None:
+            scope.stop()
         manager.remove(self.state.cgroup_parents)
         self._run_hooks("poststop", "stopped", fatal=False)
         self.store.remove(self.id)
@@ -322,7 +342,8 @@ def create(
     confinement = prepare(process, spec.linux)
     setup = plan(spec, str(bundle.path), detach=spec.linux.makes("user") and os.geteuid() == 0)
     layout = host_layout()
-    manager = Manager(layout, container_paths(layout, cgroups_path(spec, options.systemd_cgroup), container_id))
+    scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
+    manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
     joins = create_process.open_namespaces(spec.linux.namespaces)
     directory = store.make(container_id)
     with store.locked(container_id):
@@ -337,6 +358,7 @@ def create(
                 owner=owner(),
                 cgroup_paths=manager.paths,
                 stdio=describe_stdio(process.terminal),
+                systemd_unit=(scope.slice, scope.unit) if scope else None,
             )
             store.save(state)
             container.state = state
@@ -347,13 +369,8 @@ def create(
                     hint="choose another /linux/cgroupsPath, or end them",
                 )
             made_cgroups = True
-            if options.rootless and spec.linux.cgroups_path is None:
-                manager.create_where_allowed()
-                container.state = replace(state, cgroup_paths=manager.paths)
-            else:
-                container.state = replace(state, cgroup_parents=tuple(manager.create()))
-            store.save(container.state)
-            manager.set(spec.linux.resources, () if options.rootless else DEFAULT_DEVICE_RULES)
+            if scope is None:
+                container.make_cgroups(manager, spec.linux.resources, options.rootless and spec.linux.cgroups_path is None)
             if notify is not None:
                 notify.make()
             listener = listen_for_start(directory)
@@ -376,6 +393,9 @@ def create(
 
             def on_pid(pid: int) -> None:
                 container.adopt(pid)
+                if scope is not None:
+                    scope.start(pid, container_id, systemd.properties(spec.linux.resources, unified=layout.mode == "v2"))
+                    container.make_cgroups(manager, spec.linux.resources, False)
                 manager.apply(pid)
 
             def on_hooks() -> None:
@@ -387,6 +407,8 @@ def create(
             listener.close()
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
+                if scope is not None:
+                    scope.stop()
                 if made_cgroups:
                     manager.remove(container.state.cgroup_parents)
             container._run_hooks("poststop", "stopped", fatal=False)
@@ -395,19 +417,16 @@ def create(
     return container
 
 
-def cgroups_path(spec: Spec, systemd: bool) -> str | None:
-    """Return the path of the container's cgroups.
+def systemd_scope(spec: Spec, container_id: str) -> systemd.Scope:
+    """Return the scope that systemd is to make. Raises: Unsupported without systemd; SpecError."""
+    if not systemd.available():
+        raise Unsupported("--systemd-cgroup: systemd does not run on this host", hint="leave the option out")
+    return systemd.Scope(*systemd.names(spec.linux.cgroups_path, container_id))
 
-    With --systemd-cgroup it is written SLICE:PREFIX:NAME. There is no systemd driver here: the cgroup gets the place
-    that systemd would give it, and a warning says that systemd does not know of it.
-    """
-    path = spec.linux.cgroups_path
-    if systemd:
-        log.warning("--systemd-cgroup: cgroups are made without systemd")
-        if path and path.count(":") == 2:
-            slice_, prefix, name = path.split(":")
-            return f"/{slice_ or 'system.slice'}/{prefix + '-' if prefix else ''}{name}.scope"
-    return path
+
+def cgroups_path(spec: Spec, scope: systemd.Scope | None) -> str | None:
+    """Return the path of the container's cgroups: the document's, or where systemd makes the scope."""
+    return spec.linux.cgroups_path if scope is None else systemd.cgroup_of(scope.slice, scope.unit)
 
 
 def give_stdio(spec: Spec, process: Process) -> None:

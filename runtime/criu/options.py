@@ -40,4 +40,5 @@ class RestoreOptions:
     shell_job: bool = False
     file_locks: bool = False
     cgroups_mode: CgroupsMode = CgroupsMode.IGNORE
+    systemd_cgroup: bool = False
     debug: bool = False

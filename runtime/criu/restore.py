@@ -15,14 +15,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from runtime.cgroups import systemd
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container.bundle import Bundle
-from runtime.container.container import Container, owner
+from runtime.container.container import Container, cgroups_path, owner, systemd_scope
 from runtime.container.store import Store
 from runtime.criu import images, mounts, network, request
 from runtime.criu.hold import Controller, Decision
@@ -31,7 +31,6 @@ from runtime.criu.session import Session
 from runtime.errors import ContainerError, HoldAborted, KernelError
 from runtime.linux import const, mount, namespace
 from runtime.process.create import open_namespaces
-from runtime.setup.plan import DEFAULT_DEVICE_RULES
 from runtime.spec.state import State
 
 
@@ -54,7 +53,8 @@ def restore(
     images.make(options.work_path)
     spec = bundle.spec
     layout = host_layout()
-    manager = Manager(layout, container_paths(layout, spec.linux.cgroups_path, container_id))
+    scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
+    manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
     joins = _joined_namespaces(bundle)
     store.make(container_id)
     with store.locked(container_id):
@@ -68,6 +68,7 @@ def restore(
                 created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 owner=owner(),
                 cgroup_paths=manager.paths,
+                systemd_unit=(scope.slice, scope.unit) if scope else None,
             )
             store.save(state)
             store.save_config(container_id, bundle.document)
@@ -76,16 +77,18 @@ def restore(
                 raise ContainerError(f"cgroup of container {container_id} holds processes already: {manager.pids()}")
             made_cgroups = True
             # Strict means that CRIU makes the cgroups, and refuses to when they are there.
-            if options.cgroups_mode != CgroupsMode.STRICT:
-                container.state = replace(state, cgroup_parents=tuple(manager.create()))
-                store.save(container.state)
-                manager.set(spec.linux.resources, DEFAULT_DEVICE_RULES)
+            makes = options.cgroups_mode != CgroupsMode.STRICT
+            if makes and scope is None:
+                container.make_cgroups(manager, spec.linux.resources, False)
             root = _private_root(bundle.rootfs)
             own_network = network.make_namespace(spec) if network.can_rebuild(spec) else None
             own_cgroups = spec.linux.namespace("cgroup") is not None and options.cgroups_mode == CgroupsMode.IGNORE
 
             def in_child() -> None:
-                if options.cgroups_mode != CgroupsMode.STRICT:
+                if scope is not None:
+                    scope.start(os.getpid(), container_id, systemd.properties(spec.linux.resources, unified=layout.mode == "v2"))
+                    container.make_cgroups(manager, spec.linux.resources, False)
+                if makes:
                     manager.apply(os.getpid())
                 if own_cgroups:
                     namespace.unshare(const.CLONE_NEWCGROUP)
@@ -122,6 +125,8 @@ def restore(
                 held.resume()
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
+                if scope is not None:
+                    scope.stop()
                 if made_cgroups:
                     manager.signal_all(signal.SIGKILL)
                     manager.thaw()

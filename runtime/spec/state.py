@@ -25,7 +25,7 @@ class State:
     cgroup_paths: dict[str, str] = field(default_factory=dict)  # controller, "" for v2 -> directory
     cgroup_parents: tuple[str, ...] = ()  # directories above those that were made for it
     stdio: tuple[str, str, str] = ("", "", "")  # what fds 0-2 of the container were at its start
-    systemd_cgroup: bool = False
+    systemd_unit: tuple[str, str] | None = None  # slice and scope, where systemd manages the cgroup
 
 
 def to_json(state: State) -> dict[str, Any]:
@@ -39,8 +39,14 @@ def from_json(document: Any) -> State:
             raise SpecError(f"/version: {document['version']} is not {VERSION}")
         fields = {k: v for k, v in document.items() if k != "version"}
         stdio = fields.pop("stdio")
+        unit = fields.pop("systemd_unit", None)
         parents = tuple(fields.pop("cgroup_parents", ()))
-        return State(**fields, cgroup_parents=parents, stdio=(stdio[0], stdio[1], stdio[2]))
+        return State(
+            **fields,
+            systemd_unit=(unit[0], unit[1]) if unit else None,
+            cgroup_parents=parents,
+            stdio=(stdio[0], stdio[1], stdio[2]),
+        )
     except (TypeError, KeyError, IndexError) as e:
         raise SpecError(f"state.json is damaged: {e}") from e
 
