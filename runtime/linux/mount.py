@@ -7,6 +7,7 @@ import os
 
 from runtime.linux.const import (
     AT_EMPTY_PATH,
+    AT_FDCWD,
     AT_RECURSIVE,
     MOVE_MOUNT_F_EMPTY_PATH,
     MOVE_MOUNT_T_EMPTY_PATH,
@@ -14,8 +15,6 @@ from runtime.linux.const import (
     RESOLVE_IN_ROOT,
 )
 from runtime.linux.libc import check, libc, syscall
-
-AT_FDCWD = -100
 
 
 def _bytes(text: str | None) -> bytes | None:

@@ -13,6 +13,7 @@ import stat
 
 from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError, Unsupported
 from runtime.linux import capability, const
+from runtime.linux.mount import openat2
 from runtime.linux.process import ioprio_set, no_new_privs, personality, prctl, sched_setattr
 from runtime.process.confine import Confinement
 from runtime.spec.config import Process
@@ -218,7 +219,15 @@ def _check_executable(path: str, command: str) -> None:
         raise CommandNotFound(f'exec: "{command}": stat {path}: {(e.strerror or "").lower()}') from e
     if stat.S_ISDIR(mode) or not os.access(path, os.X_OK):
         raise CommandNotExecutable(f'exec: "{command}": permission denied')
-    # Nothing of ours would be hurt: it would be our stub, executing itself for ever.
-    own = "/proc/self/exe"
-    if os.path.exists(own) and os.path.samefile(path, own):
+    # By a link such as /proc/self/exe it would be our stub, executing itself for ever.
+    if _is_magic(path):
         raise CommandNotExecutable(f'exec: "{command}": is the runtime itself')
+
+
+def _is_magic(path: str) -> bool:
+    """Say whether a path leads through one of /proc's links that are no paths. Source: openat2(2)."""
+    try:
+        os.close(openat2(const.AT_FDCWD, path, os.O_PATH, resolve=const.RESOLVE_NO_MAGICLINKS))
+    except OSError as e:
+        return e.errno == errno.ELOOP
+    return False

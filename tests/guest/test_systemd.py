@@ -145,9 +145,9 @@ def test_device_rules_as_a_program(oci: Oci, bundles: BundleMaker) -> None:
     def change(config: dict[str, Any]) -> None:
         for name in ("bounding", "effective", "permitted"):
             config["process"]["capabilities"][name].append("CAP_MKNOD")
-        config["linux"]["resources"]["devices"] += [{"allow": True, "type": "c", "major": 1, "minor": 11, "access": "r"}]
+        config["linux"]["resources"]["devices"] += [{"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"}]
 
-    script = "mknod /kmsg c 1 11; mknod /mem c 1 1; head -c 0 /kmsg && echo read; echo x >/kmsg; head -c 1 /mem; true"
+    script = "mknod /tun c 10 200; mknod /mem c 1 1; head -c 0 /tun && echo read; echo x >/tun; head -c 1 /mem; true"
     done = oci.run("run", "--bundle", bundles("sh", "-c", script, change=change), "c")
     assert done.stdout == "read\n" and done.stderr.count("Operation not permitted") == 2, done
 
