@@ -92,7 +92,7 @@ class Container:
         """Return the document's annotations; reading no more of it keeps `state` fast."""
         try:
             annotations = json.loads(self.store.config_path(self.id).read_bytes()).get("annotations")
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return {}
         return annotations if isinstance(annotations, dict) else {}
 
@@ -345,8 +345,7 @@ def create(
     scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
     joins = create_process.open_namespaces(spec.linux.namespaces)
-    directory = store.make(container_id)
-    with store.locked(container_id):
+    with store.made(container_id) as directory:
         container = Container(store, container_id)
         made_cgroups = False
         try:

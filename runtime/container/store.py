@@ -56,6 +56,19 @@ class Store:
         return directory
 
     @contextlib.contextmanager
+    def made(self, container_id: str) -> Iterator[Path]:
+        """Make the directory of a new container and hold its lock. Raises: AlreadyExists, KernelError."""
+        directory, entered = self.make(container_id), False
+        try:
+            with self.locked(container_id):
+                entered = True
+                yield directory
+        except BaseException:
+            if not entered:
+                self.remove(container_id)
+            raise
+
+    @contextlib.contextmanager
     def locked(self, container_id: str) -> Iterator[None]:
         """Hold a container's lock; another verb on it waits. Raises: NotFound."""
         try:
@@ -77,7 +90,7 @@ class Store:
             return state_module.from_json(json.loads(path.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             raise self.missing(container_id) from None
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ContainerError(f"{path}: is not JSON: {e}") from e
 
     def save(self, state: State) -> None:

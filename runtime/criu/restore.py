@@ -56,8 +56,7 @@ def restore(
     scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
     joins = _joined_namespaces(bundle)
-    store.make(container_id)
-    with store.locked(container_id):
+    with store.made(container_id):
         container = Container(store, container_id)
         made_cgroups = False
         try:
