@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
 
 from runtime.errors import ContainerError
 from runtime.linux.procfs import Mount, parse_cgroup
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
+class Hierarchy(Value):
     """One mounted tree."""
 
     name: str  # of its directory below the common mount point
@@ -35,8 +34,7 @@ class Hierarchy:
         return tuple(n for n in self.controllers if n != self.name and not n.startswith("name="))
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Value):
     mode: str  # v1, v2, hybrid
     hierarchies: tuple[Hierarchy, ...]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.errors import SpecError, Unsupported
 from runtime.spec.resources import DeviceValue, Resources
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(Value):
     """Write `value` to `file` in the directory of `controller`; `why` is the JSON pointer that asked for it.
 
     Kernels name some files differently: then `instead` is what to write where `file` is not there.

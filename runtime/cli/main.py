@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import click
 from runtime import OCI_VERSION, __version__, log
 from runtime.container.store import Store, default_root
 from runtime.errors import ContainerError
+from runtime.values import Value
 
 VERBS = (
     "bundle", "checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore",
@@ -20,8 +20,7 @@ VERBS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Globals:
+class Globals(Value):
     store: Store
     systemd_cgroup: bool
     debug: bool

@@ -9,12 +9,12 @@ import contextlib
 import os
 import select
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import KernelError
 from runtime.linux.process import pidfd_open
 from runtime.spec.config import Mount, Process, Spec
+from runtime.values import replace
 
 _INSIDE = "/run/notify"
 

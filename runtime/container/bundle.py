@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from runtime.spec import validate
 from runtime.spec.config import Spec
 from runtime.spec.parse import parse as parse_document
 from runtime.spec.parse import refuse
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(Value):
     path: Path
     document: dict[str, Any]
     spec: Spec

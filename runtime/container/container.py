@@ -12,8 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +33,10 @@ from runtime.spec.config import Process, Spec
 from runtime.spec.parse import parse_resources
 from runtime.spec.resources import Resources
 from runtime.spec.state import State, oci_state, runc_state
+from runtime.values import Value, replace
 
 
-@dataclass(frozen=True, slots=True)
-class CreateOptions:
+class CreateOptions(Value):
     """What `create` and `run` are told beside the bundle."""
 
     no_pivot: bool = False
@@ -82,7 +80,7 @@ class Container:
         return stat is not None and stat.state not in "ZX" and stat.start_time == self.state.start_time
 
     def manager(self) -> Manager:
-        return Manager(host_layout(), self.state.cgroup_paths)
+        return Manager(host_layout(), dict(self.state.cgroup_paths))
 
     def bundle(self) -> Bundle:
         """Return the bundle as it was when the container was created. Raises: ContainerError."""
@@ -353,7 +351,7 @@ def create(
                 id=container_id,
                 bundle=str(bundle.path),
                 rootfs=str(bundle.rootfs),
-                created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                created=timestamp(),
                 owner=owner(),
                 cgroup_paths=manager.paths,
                 stdio=describe_stdio(process.terminal),
@@ -450,6 +448,12 @@ def describe_stdio(terminal: bool) -> tuple[str, str, str]:
                 raise
             names.append("")
     return (names[0], names[1], names[2])
+
+
+def timestamp() -> str:
+    """Return the time as RFC 3339 writes it, in UTC."""
+    now = time.time_ns()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 1_000_000_000))}.{now % 1_000_000_000:09d}Z"
 
 
 def owner() -> str:

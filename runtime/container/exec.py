@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from runtime.container.container import Container, give_stdio
 from runtime.container.lifecycle import Status, require
@@ -15,10 +14,10 @@ from runtime.process import confine
 from runtime.process import exec as exec_process
 from runtime.process.identity import check_capabilities
 from runtime.spec.config import CAPABILITY_SETS, Process, User
+from runtime.values import Value, replace
 
 
-@dataclass(frozen=True, slots=True)
-class ExecOptions:
+class ExecOptions(Value):
     args: tuple[str, ...] = ()
     process: Process | None = None
     tty: bool = False

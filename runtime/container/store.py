@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ class Store:
             directory.rename(gone)
         except FileNotFoundError:
             return
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove_tree(gone)
 
     def ids(self) -> list[str]:
         """Return the containers of this root, sorted."""
@@ -120,3 +119,16 @@ class Store:
             return sorted(e.name for e in os.scandir(self.root) if e.is_dir() and not e.name.startswith("."))
         except FileNotFoundError:
             return []
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a directory of ours and what is in it; what cannot be removed stays. (shutil costs 2 ms to import.)"""
+    for base, directories, names in os.walk(directory, topdown=False):
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(base, name))
+        for name in directories:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.join(base, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+
+from runtime.values import Value
 
 
 class CgroupsMode(IntEnum):
@@ -18,8 +19,7 @@ class CgroupsMode(IntEnum):
     STRICT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointOptions:
+class CheckpointOptions(Value):
     image_path: Path
     work_path: Path
     leave_running: bool = False
@@ -31,8 +31,7 @@ class CheckpointOptions:
     debug: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreOptions:
+class RestoreOptions(Value):
     image_path: Path
     work_path: Path
     tcp_established: bool = False

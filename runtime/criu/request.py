@@ -5,10 +5,10 @@ Source: CRIU's images/rpc.proto; the meaning of each field is that of the criu(8
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from runtime.criu.options import CgroupsMode, CheckpointOptions, RestoreOptions
+from runtime.values import Value
 
 # rpc.proto: criu_network_lock_method
 LOCK_IPTABLES, LOCK_NFTABLES, LOCK_SKIP = 1, 2, 3
@@ -18,8 +18,7 @@ DUMP_LOG, RESTORE_LOG = "dump.log", "restore.log"
 _LOG_WARNINGS, _LOG_ALL = 2, 4
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerFacts:
+class ContainerFacts(Value):
     """What is seen of a running container before its checkpoint."""
 
     pid: int

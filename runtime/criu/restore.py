@@ -15,14 +15,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from runtime.cgroups import systemd
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container.bundle import Bundle
-from runtime.container.container import Container, cgroups_path, owner, systemd_scope
+from runtime.container.container import Container, cgroups_path, owner, systemd_scope, timestamp
 from runtime.container.store import Store
 from runtime.criu import images, mounts, network, request
 from runtime.criu.hold import Controller, Decision
@@ -64,7 +63,7 @@ def restore(
                 id=container_id,
                 bundle=str(bundle.path),
                 rootfs=str(bundle.rootfs),
-                created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+                created=timestamp(),
                 owner=owner(),
                 cgroup_paths=manager.paths,
                 systemd_unit=(scope.slice, scope.unit) if scope else None,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import SpecError
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Accounts:
+class Accounts(Value):
     """The texts of /etc/passwd and /etc/group of a rootfs."""
 
     passwd: str = ""

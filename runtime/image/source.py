@@ -16,12 +16,12 @@ import re
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
 from runtime.errors import ContainerError, SpecError
 from runtime.image.compression import decompressed
+from runtime.values import Value
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_DOCUMENT_BYTES = 16 << 20
@@ -29,8 +29,7 @@ _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.d
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Value):
     """`blob` is its name in the source; `digest` is of what is stored, `diff_id` of the tar in it."""
 
     blob: str
@@ -38,12 +37,11 @@ class Layer:
     diff_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(Value):
     """An image's config document ({} for a bare rootfs), and its layers from the lowest on."""
 
     config: dict[str, Any]
-    layers: tuple[Layer, ...] = field(default_factory=tuple)
+    layers: tuple[Layer, ...] = ()
 
 
 class Blobs(ABC):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-
 CLONE_PARENT = 0x00008000
 CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
@@ -95,47 +93,3 @@ TIOCGPTN = 0x80045430
 TIOCGPTPEER = 0x5441
 
 CGROUP2_SUPER_MAGIC = 0x63677270
-
-# System calls without a wrapper in glibc 2.36, by machine; those from 424 on have one number everywhere.
-_X86_64 = {
-    "clone": 56,
-    "pivot_root": 155,
-    "capget": 125,
-    "capset": 126,
-    "setns": 308,
-    "unshare": 272,
-    "keyctl": 250,
-    "bpf": 321,
-    "rt_sigaction": 13,
-    "personality": 135,
-    "ioprio_set": 251,
-    "sched_setattr": 314,
-    "seccomp": 317,
-    "execveat": 322,
-}
-_ARM64 = {
-    "clone": 220,
-    "pivot_root": 41,
-    "capget": 90,
-    "capset": 91,
-    "setns": 268,
-    "unshare": 97,
-    "keyctl": 219,
-    "bpf": 280,
-    "rt_sigaction": 134,
-    "personality": 92,
-    "ioprio_set": 30,
-    "sched_setattr": 274,
-    "seccomp": 277,
-    "execveat": 281,
-}
-SYSCALL: dict[str, int] = {
-    **(_X86_64 if platform.machine() == "x86_64" else _ARM64),
-    "pidfd_send_signal": 424,
-    "open_tree": 428,
-    "move_mount": 429,
-    "pidfd_open": 434,
-    "close_range": 436,
-    "openat2": 437,
-    "mount_setattr": 442,
-}

@@ -7,7 +7,7 @@ import os
 from ctypes import c_char_p, c_int, c_long, c_ulong, c_void_p
 from typing import Any
 
-from runtime.linux.const import SYSCALL
+from runtime.linux.syscalls import SYSCALL
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = (c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.values import Value
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+
+class Mount(Value):
     """One line of /proc/PID/mountinfo. Source: proc(5)."""
 
     mount_id: int
@@ -47,8 +47,7 @@ def parse_cgroup(text: str) -> dict[str, str]:
     return paths
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(Value):
     """The fields of /proc/PID/stat that identify a process and say whether it lives. Units: clock ticks since boot."""
 
     pid: int

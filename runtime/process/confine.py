@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.errors import KernelError, Unsupported
-from runtime.process import seccomp
 from runtime.spec.config import Linux, Process
+from runtime.values import Value
+
+if TYPE_CHECKING:
+    from runtime.process import seccomp
 
 
-@dataclass(frozen=True, slots=True)
-class Confinement:
+class Confinement(Value):
     """`filter` is loaded late; `labels` are (file below /proc/self/attr, text)."""
 
     filter: seccomp.Filter | None = None
@@ -40,7 +42,11 @@ def prepare(process: Process, linux: Linux) -> Confinement:
         labels.append(("exec", process.selinux_label))
     # A filter that allows everything costs every call something and confines nothing.
     empty = filter_spec is None or (filter_spec.default_action == "SCMP_ACT_ALLOW" and not filter_spec.rules)
-    return Confinement(None if empty or filter_spec is None else seccomp.build(filter_spec), tuple(labels), linux.personality)
+    if empty or filter_spec is None:
+        return Confinement(None, tuple(labels), linux.personality)
+    from runtime.process import seccomp
+
+    return Confinement(seccomp.build(filter_spec), tuple(labels), linux.personality)
 
 
 def _reads(path: str, text: str) -> bool:

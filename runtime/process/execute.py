@@ -14,7 +14,6 @@ from runtime.linux.process import close_from, reset_signals
 from runtime.process import identity
 from runtime.process.confine import Confinement, write_labels
 from runtime.process.handshake import Channel
-from runtime.process.seccomp import Loader
 from runtime.spec.config import Process
 
 
@@ -46,7 +45,7 @@ def execute(
         stub = execstub.make(command, error_fd, bpf, flags)
         in_stub = in_stub and stub is not None
     vector = execstub.Vector(process.args, [f"{k}={v}" for k, v in env.items()])
-    loader = None if found is None or in_stub else Loader(found)
+    loader = None if found is None or in_stub else found.loader()
     gc.disable()
     if loader is not None and found is not None:
         try:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from runtime.cgroups.layout import Layout
@@ -26,10 +25,10 @@ from runtime.process.perform import Performer, perform_without_rootfs
 from runtime.setup.plan import SetupPlan
 from runtime.spec import mount_options
 from runtime.spec.config import Process, Spec
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class InitOrders:
+class InitOrders(Value):
     """All that the first process must know; it gets them by being a clone."""
 
     spec: Spec

@@ -6,17 +6,15 @@ libseccomp is called by ctypes: its Python module is built for one interpreter o
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
-import platform
 import struct
 from ctypes import c_int, c_uint, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
 from typing import Any
 
 from runtime.errors import ContainerError, Unsupported
 from runtime.linux.libc import syscall
 from runtime.spec.seccomp import Argument, Rule, Seccomp
+from runtime.values import Value
 
 _ACTIONS = {
     "SCMP_ACT_KILL": 0x00000000,
@@ -47,8 +45,7 @@ _EPERM, _ENOSYS = 1, 38
 _MAX_INSTRUCTIONS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Value):
     """A compiled filter: instructions of struct sock_filter, and the flags of seccomp(2)."""
 
     bpf: bytes
@@ -56,6 +53,10 @@ class Filter:
     listener_path: str | None
     listener_metadata: str
     allows_execveat: bool
+
+    def loader(self) -> Loader:
+        """Return it ready to be loaded."""
+        return Loader(self)
 
     @property
     def listens(self) -> bool:
@@ -181,7 +182,7 @@ def _unknown_calls(lib: Any, s: Seccomp, names: list[str]) -> bytes:
     """
     if s.default_action != "SCMP_ACT_ERRNO" or s.default_errno == _ENOSYS:
         return b""
-    native = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(platform.machine())
+    native = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(os.uname().machine)
     if native is None:
         return b""
     token = lib.seccomp_arch_resolve_name(native.encode())

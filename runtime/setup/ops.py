@@ -6,13 +6,11 @@ container's root; none is ever resolved by the kernel's ordinary rules before `P
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.spec.config import IdMapping
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class IdMap:
+class IdMap(Value):
     """Show the owners of a mount's files by the mappings of a user namespace."""
 
     recursive: bool
@@ -20,8 +18,7 @@ class IdMap:
     gids: tuple[IdMapping, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Value):
     """Mount a file system, or bind a path of the host."""
 
     source: str
@@ -39,8 +36,7 @@ class Mount:
     tree: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MountCgroup:
+class MountCgroup(Value):
     """Mount the container's view of the cgroup tree, v1, v2 or hybrid as the host has it."""
 
     destination: str
@@ -49,8 +45,7 @@ class MountCgroup:
     own_namespace: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MakeNode:
+class MakeNode(Value):
     """Make a device node or FIFO."""
 
     path: str
@@ -62,67 +57,57 @@ class MakeNode:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Symlink:
+class Symlink(Value):
     """Make a symbolic link; one that is there is left alone."""
 
     target: str
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class PivotRoot:
+class PivotRoot(Value):
     """Make the rootfs the root of the mount namespace, and let go of the host's."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemountReadonly:
+class RemountReadonly(Value):
     """Make one mount read-only, keeping its other flags."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReadonlyPath:
+class ReadonlyPath(Value):
     """Make a path read-only by binding it onto itself; one that is not there is no error."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class MaskPath:
+class MaskPath(Value):
     """Hide a path: a file behind /dev/null, a directory behind an empty tmpfs; one that is not there is no error."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class SetPropagation:
+class SetPropagation(Value):
     """Set the propagation of the root mount."""
 
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sysctl:
+class Sysctl(Value):
     """Write a kernel parameter of one of the container's own namespaces."""
 
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hostname:
+class Hostname(Value):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Domainname:
+class Domainname(Value):
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class LoopbackUp:
+class LoopbackUp(Value):
     """Bring the loopback interface of a new network namespace up."""
 
 

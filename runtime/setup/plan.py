@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
 
 from runtime.linux import const
 from runtime.setup import ops
 from runtime.spec import mount_options
 from runtime.spec.config import Device, IdMapping, Mount, Spec
 from runtime.spec.resources import DeviceRule
+from runtime.values import Value, replace
 
 DEFAULT_DEVICES = tuple(
     Device(f"/dev/{name}", "c", major, minor, 0o666, 0, 0)
@@ -35,8 +35,7 @@ DEV_LINKS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SetupPlan:
+class SetupPlan(Value):
     """`before_hooks` up to the createContainer hooks, `after_hooks` from pivot_root on."""
 
     before_hooks: tuple[ops.Op, ...]

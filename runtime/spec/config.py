@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from runtime.spec.resources import Resources
 from runtime.spec.seccomp import Seccomp
+from runtime.values import Value
 
 CAPABILITY_SETS = ("bounding", "effective", "inheritable", "permitted", "ambient")
 HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 
-@dataclass(frozen=True, slots=True)
-class Rlimit:
+class Rlimit(Value):
     """One resource limit. Units: those of setrlimit(2)."""
 
     type: str
@@ -21,16 +20,14 @@ class Rlimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(Value):
     uid: int = 0
     gid: int = 0
     umask: int | None = None
     additional_gids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduler:
+class Scheduler(Value):
     """Units: runtime, deadline and period in nanoseconds. Source: sched_setattr(2)."""
 
     policy: str
@@ -42,8 +39,7 @@ class Scheduler:
     period_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Value):
     args: tuple[str, ...]
     cwd: str
     terminal: bool = False
@@ -61,8 +57,7 @@ class Process:
     exec_cpu_affinity: tuple[str | None, str | None] = (None, None)  # before and after the cgroup is joined
 
 
-@dataclass(frozen=True, slots=True)
-class IdMapping:
+class IdMapping(Value):
     """One range of a user namespace's ids."""
 
     container_id: int
@@ -70,8 +65,7 @@ class IdMapping:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Value):
     destination: str
     type: str
     source: str
@@ -80,14 +74,12 @@ class Mount:
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(Value):
     type: str
     path: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Value):
     path: str
     type: str
     major: int
@@ -97,28 +89,26 @@ class Device:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
+class Hook(Value):
     path: str
     args: tuple[str, ...]
     env: tuple[str, ...]
     timeout_s: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Linux:
+class Linux(Value):
     namespaces: tuple[Namespace, ...] = ()
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
-    time_offsets: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # clock -> seconds, nanoseconds
+    time_offsets: Mapping[str, tuple[int, int]] = {}  # clock -> seconds, nanoseconds
     devices: tuple[Device, ...] = ()
     cgroups_path: str | None = None
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = Resources()
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
     rootfs_propagation: str | None = None
     mount_label: str | None = None
-    sysctl: Mapping[str, str] = field(default_factory=dict)
+    sysctl: Mapping[str, str] = {}
     seccomp: Seccomp | None = None
     personality: str | None = None
 
@@ -131,8 +121,7 @@ class Linux:
         return any(n.type == kind and not n.path for n in self.namespaces)
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Value):
     oci_version: str
     root_path: str
     root_readonly: bool

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.linux import const as c
+from runtime.values import Value
 
 # name -> (clear, flag)
 FLAGS: dict[str, tuple[bool, int]] = {
@@ -81,8 +80,7 @@ IDMAP = {"idmap": False, "ridmap": True}
 ALL = (*FLAGS, *PROPAGATION, *RECURSIVE, *IDMAP, "tmpcopyup")
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(Value):
     flags: int
     cleared: int  # flags that were asked to be off
     propagation: tuple[int, ...]

@@ -6,13 +6,12 @@ Source: OCI runtime specification 1.2, config-linux.md, Control groups.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from runtime.spec.reader import Reader
+from runtime.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRule:
+class DeviceRule(Value):
     allow: bool
     type: str  # a, b, c
     major: int | None
@@ -20,8 +19,7 @@ class DeviceRule:
     access: str
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(Value):
     """Units: bytes; -1 is no limit; swappiness in percent."""
 
     limit: int | None = None
@@ -34,8 +32,7 @@ class Memory:
     check_before_update: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Cpu:
+class Cpu(Value):
     """Units: shares are relative; quota, burst and periods in microseconds."""
 
     shares: int | None = None
@@ -49,8 +46,7 @@ class Cpu:
     idle: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceValue:
+class DeviceValue(Value):
     """A value for one block device: a rate, or a weight."""
 
     major: int
@@ -58,35 +54,32 @@ class DeviceValue:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class BlockIO:
+class BlockIO(Value):
     """Units: weights from 10 to 1000; rates in bytes or operations per second."""
 
     weight: int | None = None
     leaf_weight: int | None = None
     weight_device: tuple[DeviceValue, ...] = ()
     leaf_weight_device: tuple[DeviceValue, ...] = ()
-    throttle: Mapping[str, tuple[DeviceValue, ...]] = field(default_factory=dict)  # read_bps write_bps read_iops write_iops
+    throttle: Mapping[str, tuple[DeviceValue, ...]] = {}  # read_bps write_bps read_iops write_iops
 
 
-@dataclass(frozen=True, slots=True)
-class Rdma:
+class Rdma(Value):
     handles: int | None
     objects: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(Value):
     memory: Memory = Memory()
     cpu: Cpu = Cpu()
     pids_limit: int | None = None
     devices: tuple[DeviceRule, ...] = ()
-    block_io: BlockIO = field(default_factory=BlockIO)
+    block_io: BlockIO = BlockIO()
     hugepage_limits: tuple[tuple[str, int], ...] = ()  # page size such as 2MB -> bytes
     network_class_id: int | None = None
     network_priorities: tuple[tuple[str, int], ...] = ()  # interface -> priority
-    rdma: Mapping[str, Rdma] = field(default_factory=dict)
-    unified: Mapping[str, str] = field(default_factory=dict)
+    rdma: Mapping[str, Rdma] = {}
+    unified: Mapping[str, str] = {}
 
 
 THROTTLES = {

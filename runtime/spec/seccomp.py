@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.spec.reader import Reader
+from runtime.values import Value
 
 ACTIONS = (
     "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_TRAP", "SCMP_ACT_ERRNO", "SCMP_ACT_TRACE",
@@ -26,24 +25,21 @@ FLAGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Argument:
+class Argument(Value):
     index: int
     value: int
     value_two: int
     operator: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Value):
     names: tuple[str, ...]
     action: str
     errno: int | None
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Seccomp:
+class Seccomp(Value):
     default_action: str
     default_errno: int | None = None
     architectures: tuple[str, ...] = ()

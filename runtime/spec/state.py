@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from runtime import OCI_VERSION
 from runtime.errors import SpecError
+from runtime.values import Value, as_dict
 
 VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Value):
     """Everything about a container that is not in its config.json. Units: `start_time` in clock ticks since boot."""
 
     id: str
@@ -22,14 +23,14 @@ class State:
     owner: str
     pid: int = 0  # 0 until the init process exists
     start_time: int = 0
-    cgroup_paths: dict[str, str] = field(default_factory=dict)  # controller, "" for v2 -> directory
+    cgroup_paths: Mapping[str, str] = MappingProxyType({})  # controller, "" for v2 -> directory
     cgroup_parents: tuple[str, ...] = ()  # directories above those that were made for it
     stdio: tuple[str, str, str] = ("", "", "")  # what fds 0-2 of the container were at its start
     systemd_unit: tuple[str, str] | None = None  # slice and scope, where systemd manages the cgroup
 
 
 def to_json(state: State) -> dict[str, Any]:
-    return {"version": VERSION, **asdict(state)}
+    return {"version": VERSION, **as_dict(state), "cgroup_paths": dict(state.cgroup_paths)}
 
 
 def from_json(document: Any) -> State:

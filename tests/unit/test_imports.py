@@ -12,17 +12,18 @@ ROOT = Path(__file__).resolve().parents[2]
 # package of runtime -> the packages of runtime that it may import besides itself
 RUNTIME = {
     "errors": set(),
+    "values": set(),
     "log": set(),
     "files": set(),
-    "linux": {"errors"},
-    "spec": {"errors", "linux"},
-    "setup": {"spec", "linux", "errors"},
-    "cgroups": {"spec", "linux", "errors"},
-    "process": {"setup", "cgroups", "spec", "linux", "files", "errors"},
-    "container": {"process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
-    "criu": {"container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
-    "image": {"spec", "linux", "files", "errors"},
-    "cli": {"image", "criu", "container", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
+    "linux": {"values", "errors"},
+    "spec": {"values", "errors", "linux"},
+    "setup": {"values", "spec", "linux", "errors"},
+    "cgroups": {"values", "spec", "linux", "errors"},
+    "process": {"values", "setup", "cgroups", "spec", "linux", "files", "errors"},
+    "container": {"values", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
+    "criu": {"values", "container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
+    "image": {"values", "spec", "linux", "files", "errors"},
+    "cli": {"values", "image", "criu", "container", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
 }
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (
