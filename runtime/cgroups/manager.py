@@ -64,6 +64,18 @@ class Manager:
         h = self.layout.of(controller)
         return Path(self.paths[h.key]) if h and h.key in self.paths else None
 
+    def _on_unified(self, controller: str) -> Path | None:
+        """Return the v2 directory where a hybrid host has a controller on that tree, which is then passed down to it."""
+        v2, tree = self._directory(""), self.layout.of("")
+        if v2 is None or tree is None:
+            return None
+        top = Path(tree.mount_point)
+        with contextlib.suppress(OSError):
+            if controller in (top / "cgroup.controllers").read_text().split():
+                self._enable_controllers(top, v2)
+                return v2
+        return None
+
     def relative_paths(self) -> dict[str, str]:
         """Return the directories relative to their trees: each v1 controller's name, "" for v2 -> path."""
         return {
@@ -192,7 +204,7 @@ class Manager:
             self.set(Resources(devices=r.devices))
 
     def _write(self, write: resources.Write) -> None:
-        directory = self._directory(write.controller)
+        directory = self._directory(write.controller) or self._on_unified(write.controller)
         if directory is None:
             raise Unsupported(
                 f"{write.why}: this host has no {write.controller or 'v2'} cgroup controller that the container could use",

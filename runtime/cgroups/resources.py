@@ -64,7 +64,7 @@ def v1_writes(r: Resources) -> list[Write]:
         for d in devices:
             w.add("blkio", _THROTTLES[name][0], f"{d.major}:{d.minor} {d.value}", f"blockIO/throttle ({name})")
     for size, limit in r.hugepage_limits:
-        w.add("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit, "hugepageLimits")
+        w.add("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit, "hugepageLimits", (f"hugetlb.{size}.max", str(limit)))
     w.add("net_cls", "net_cls.classid", r.network_class_id, "network/classID")
     for interface, priority in r.network_priorities:
         w.add("net_prio", "net_prio.ifpriomap", f"{interface} {priority}", "network/priorities")

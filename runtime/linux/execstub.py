@@ -27,6 +27,7 @@ import struct
 
 from runtime.linux.const import AT_EMPTY_PATH
 from runtime.linux.libc import syscall
+from runtime.linux.syscalls import MACHINE
 
 _CODE = {
     "x86_64": (
@@ -42,7 +43,7 @@ _CODE = {
     ),
 }
 _BASE, _HEADERS = 0x400000, 64 + 56
-SUPPORTED = os.uname().machine in _CODE
+SUPPORTED = MACHINE in _CODE
 
 
 def image(path: str, error_fd: int, bpf: bytes, bpf_flags: int, machine: str) -> bytes:
@@ -73,7 +74,7 @@ def make(path: str, error_fd: int, bpf: bytes = b"", bpf_flags: int = 0) -> int 
         if e.errno != errno.EINVAL:  # before Linux 6.3 there was no such flag, and all could be executed
             return None
         fd = os.memfd_create("runtime-exec", cloexec | allow_sealing)
-    os.write(fd, image(path, error_fd, bpf, bpf_flags, os.uname().machine))
+    os.write(fd, image(path, error_fd, bpf, bpf_flags, MACHINE))
     seal_all = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal_all)
     return fd

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# As it is now: a process that takes on another personality sees another.
+MACHINE = os.uname().machine
+
 # System calls without a wrapper in glibc 2.36, by machine; those from 424 on have one number everywhere.
 _X86_64 = {
     "clone": 56,
@@ -38,7 +41,7 @@ _ARM64 = {
     "execveat": 281,
 }
 SYSCALL: dict[str, int] = {
-    **(_X86_64 if os.uname().machine == "x86_64" else _ARM64),
+    **(_X86_64 if MACHINE == "x86_64" else _ARM64),
     "pidfd_send_signal": 424,
     "open_tree": 428,
     "move_mount": 429,

@@ -91,7 +91,8 @@ def spawn(
     except BaseException as e:
         status = _kill(pid)
         if isinstance(e, ContainerError) and "handshake" in e.message:
-            raise ContainerError(f"the container's first process ended early, with status {status}") from e
+            hint = "is the memory limit too low for it?" if status == -signal.SIGKILL else None
+            raise ContainerError(f"the container's first process ended early, with status {status}", hint=hint) from e
         raise
     finally:
         ours.close()

@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.errors import ContainerError, Unsupported
 from runtime.linux.libc import syscall
+from runtime.linux.syscalls import MACHINE
 from runtime.spec.seccomp import Argument, Rule, Seccomp
 from runtime.values import Value
 
@@ -182,7 +183,7 @@ def _unknown_calls(lib: Any, s: Seccomp, names: list[str]) -> bytes:
     """
     if s.default_action != "SCMP_ACT_ERRNO" or s.default_errno == _ENOSYS:
         return b""
-    native = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(os.uname().machine)
+    native = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(MACHINE)
     if native is None:
         return b""
     token = lib.seccomp_arch_resolve_name(native.encode())

@@ -4,7 +4,7 @@
   script is given its best: the rootfs is on the target before it starts, and the images lie on tmpfs on both sides.
   Downtime is what the container itself sees: the longest pause between two of its own time stamps.
 * The floor: CRIU's own dump and restore of the same container on one host, without any copying.
-* `runtime run true` against `runc run true`.
+* The verbs that tools call often, and a hundred containers run and deleted, against runc.
 * A large file: the rate of the copy while the container runs, against `cat` over `ssh`.
 
 Runs of the two sides alternate; medians and ratios are printed. `--rounds N` sets how many (default 5).
@@ -147,19 +147,72 @@ def moves(bed: Bed, rounds: int) -> None:
     table(rows)
 
 
+VERBS = {
+    "run true": "{tool} run t",
+    "create, start, delete": "{tool} create t </dev/null >/dev/null 2>&1; {tool} start t; {tool} delete -f t",
+    "exec true": "{tool} exec up true",
+    "state": "{tool} state up >/dev/null",
+}
+
+
 def starts(bed: Bed, rounds: int) -> None:
+    """Time the verbs that tools call often; each pair of runs follows the other at once."""
     bed.clean()
     path = bed.path("host1", BUNDLE)
     BundleMaker(path.parent)("true", path=path)
+    sleeper = f"{BUNDLES}/sleeper"
+    BundleMaker(path.parent)("sleep", "1000", path=bed.path("host1", sleeper))
+    rows: list[tuple[str, ...]] = [("verb", "runtime", "runc", "ratio")]
+    for tool in ("runtime", "runc"):
+        bed.ok("host1", "sh", "-c", f"cd {sleeper} && {tool} run -d up </dev/null >/dev/null 2>&1")
+        try:
+            rows.append((f"processes of {tool} beside a running container", str(_own_processes(bed, tool)), "", ""))
+        finally:
+            bed.ok("host1", tool, "delete", "-f", "up")
+    left = rows[1:]
+    rows = rows[:1]
+    for name, line in VERBS.items():
+        found: dict[str, list[float]] = {"runtime": [], "runc": []}
+        for _ in range(rounds * 4):
+            for tool in found:
+                around = line.replace("{tool}", tool)
+                if "up" in line.split():
+                    bed.ok("host1", "sh", "-c", f"cd {sleeper} && {tool} run -d up </dev/null >/dev/null 2>&1")
+                out = bed.ok("host1", "bash", "-c", f"cd {BUNDLE}; s=$EPOCHREALTIME; {around}; echo $s $EPOCHREALTIME")
+                if "up" in line.split():
+                    bed.ok("host1", tool, "delete", "-f", "up")
+                begin, end = (float(x) for x in out.split()[-2:])
+                found[tool].append((end - begin) * 1000)
+        ratio = med([a / b for a, b in zip(found["runtime"], found["runc"], strict=True)])
+        rows.append((name, f"{med(found['runtime']):.0f} ms", f"{med(found['runc']):.0f} ms", f"{ratio:.2f}"))
+    print(f"Verbs, medians of {rounds * 4} rounds")
+    table(rows)
+    table([(r[0], r[1]) for r in left])
+
+
+def _own_processes(bed: Bed, tool: str) -> int:
+    """Count the processes that stay of a runtime while its container runs."""
+    out = bed.ok("host1", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done 2>/dev/null")
+    return sum(1 for line in out.splitlines() if f"{tool} run" in line and "sh -c" not in line)
+
+
+def many(bed: Bed, rounds: int, count: int = 100, at_once: int = 8) -> None:
+    """Create, start and delete many containers, several at once."""
+    bed.clean()
+    path = bed.path("host1", BUNDLE)
+    BundleMaker(path.parent)("sleep", "1000", path=path)
     found: dict[str, list[float]] = {"runtime": [], "runc": []}
-    for _ in range(rounds * 4):
+    for _ in range(rounds):
         for tool in found:
-            out = bed.ok("host1", "bash", "-c", f"cd {BUNDLE}; s=$EPOCHREALTIME; {tool} run t; echo $s $EPOCHREALTIME")
-            begin, end = (float(x) for x in out.split())
-            found[tool].append((end - begin) * 1000)
+            one = f"{tool} run -d many$1 </dev/null >/dev/null 2>&1 && {tool} delete -f many$1"
+            script = (
+                f"cd {BUNDLE}; s=$EPOCHREALTIME; seq {count} | xargs -P {at_once} -I@ sh -c '{one}' sh @; echo $s $EPOCHREALTIME"
+            )
+            begin, end = (float(x) for x in bed.ok("host1", "bash", "-c", script).split()[-2:])
+            found[tool].append(end - begin)
     ratio = med([a / b for a, b in zip(found["runtime"], found["runc"], strict=True)])
-    print(f"run true, medians of {rounds * 4} rounds")
-    table([("runtime", "runc", "ratio"), (f"{med(found['runtime']):.0f} ms", f"{med(found['runc']):.0f} ms", f"{ratio:.2f}")])
+    print(f"{count} containers run and deleted, {at_once} at once, medians of {rounds} rounds")
+    table([("runtime", "runc", "ratio"), (f"{med(found['runtime']):.1f} s", f"{med(found['runc']):.1f} s", f"{ratio:.2f}")])
 
 
 def bulk(bed: Bed, rounds: int, mib: int = 512) -> None:
@@ -188,13 +241,13 @@ def bulk(bed: Bed, rounds: int, mib: int = 512) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("what", nargs="*", default=["moves", "starts", "bulk"])
+    parser.add_argument("what", nargs="*", default=["moves", "starts", "many", "bulk"])
     arguments = parser.parse_args()
     bed = Bed("bench")
     bed.up()
     try:
         for what in arguments.what:
-            {"moves": moves, "starts": starts, "bulk": bulk}[what](bed, arguments.rounds)
+            {"moves": moves, "starts": starts, "many": many, "bulk": bulk}[what](bed, arguments.rounds)
     finally:
         bed.down()
 

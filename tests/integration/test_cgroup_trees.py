@@ -14,7 +14,8 @@ import pytest
 
 from runtime.cgroups.manager import host_layout
 from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, numbers
-from tests.helpers.oci import Oci, wait_for
+from tests.helpers.elsewhere import Elsewhere, mounted
+from tests.helpers.oci import wait_for
 
 pytestmark = pytest.mark.ferry
 
@@ -24,29 +25,12 @@ TREES = {
 }
 
 
-class Elsewhere(Oci):
-    """Runs every verb in a mount namespace with another cgroup mount."""
-
-    def __init__(self, root: Path, holder: int) -> None:
-        super().__init__(root)
-        self._enter = ["nsenter", "-t", str(holder), "-m"]
-
-    def argv(self, *args: str | Path, before: tuple[str, ...] = ()) -> list[str]:
-        return [*self._enter, *super().argv(*args, before=before)]
-
-
 @pytest.fixture(params=sorted(TREES))
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Elsewhere]:
     if request.param == "v1" and host_layout().mode == "v2":
         pytest.skip("this kernel's controllers are on the v2 tree: there is no v1 tree to mount")
-    script = f"mount --make-rprivate / && {{ {TREES[request.param]}; }} && echo ready && exec sleep 1000"
-    holder = subprocess.Popen(["unshare", "-m", "sh", "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    assert holder.stdout and holder.stdout.readline() == "ready\n"
-    oci = Elsewhere(tmp_path / "elsewhere", holder.pid)
-    yield oci
-    oci.delete_all()
-    holder.kill()
-    holder.wait()
+    with mounted(TREES[request.param], tmp_path / "elsewhere") as oci:
+        yield oci
 
 
 def test_life(elsewhere: Elsewhere, bundles: BundleMaker, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_events_tell_of_kills_for_want_of_memory(oci: Oci, bundles: BundleMaker)
     events.stdout.readline()
     (bundle / "rootfs/go").touch()
     assert json.loads(events.stdout.readline())["type"] == "oom"
-    oci.ok("kill", "c", "KILL")
+    oci.run("kill", "c", "KILL")  # unless that was the kernel
     events.communicate(timeout=20)
 
 
