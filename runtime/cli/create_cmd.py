@@ -9,7 +9,7 @@ import click
 from runtime.cli.main import Globals
 from runtime.cli.options import console_sender, launch_options
 from runtime.container import bundle as bundles
-from runtime.container.container import CreateOptions, create
+from runtime.container.create import CreateOptions, create
 from runtime.process.exec import write_pid_file
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from runtime.container.container import Container, give_stdio
+from runtime.container.container import Container
 from runtime.container.lifecycle import Status, require
+from runtime.container.stdio import give_stdio
 from runtime.errors import SpecError, UsageError
 from runtime.linux.capability import last_capability
 from runtime.linux.capability_names import NUMBERS

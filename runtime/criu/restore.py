@@ -21,7 +21,8 @@ from typing import Any
 from runtime.cgroups import systemd
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container.bundle import Bundle
-from runtime.container.container import Container, cgroups_path, owner, systemd_scope, timestamp
+from runtime.container.container import Container
+from runtime.container.create import cgroups_path, owner, systemd_scope, timestamp
 from runtime.container.store import Store
 from runtime.criu import images, mounts, network, request
 from runtime.criu.hold import Controller, Decision
