@@ -7,7 +7,7 @@ import os
 from runtime.cgroups.manager import Manager
 from runtime.errors import KernelError
 from runtime.process import places
-from runtime.setup.plan import bind_mounts, destination
+from runtime.setup.plan import DEFAULT_DEVICES, bind_mounts, destination, needs_devices
 from runtime.spec.config import Spec
 
 
@@ -21,6 +21,11 @@ def external(spec: Spec, bundle: str, manager: Manager) -> dict[str, str]:
         for mount in spec.mounts:
             if mount.type == "cgroup":
                 found.update(manager.bound_at(destination(mount.destination)))
+    if spec.linux.namespace("user") is not None:
+        # Nobody can make nodes there: the host's are bound, and what masks files is such a node, too.
+        if needs_devices(spec):
+            found.update({destination(d.path): d.path for d in (*DEFAULT_DEVICES, *spec.linux.devices)})
+        found.update({destination(p): "/dev/null" for p in spec.linux.masked_paths})
     return found
 
 

@@ -23,7 +23,8 @@ def can_rebuild(spec: Spec) -> bool:
     own = spec.linux.namespace("network")
     capabilities = spec.process.capabilities if spec.process else None
     may_configure = any("CAP_NET_ADMIN" in names for names in (capabilities or {}).values())
-    return own is not None and not own.path and not may_configure
+    # One that belongs to the container's user namespace cannot be made from outside.
+    return own is not None and not own.path and not may_configure and spec.linux.namespace("user") is None
 
 
 def make_namespace(spec: Spec) -> int:
