@@ -139,10 +139,9 @@ def test_exec_in_a_cgroup_below(running: Oci) -> None:
 @pytest.mark.ferry
 @pytest.mark.parametrize(("flag", "words"), [("--apparmor", "AppArmor"), ("--process-label", "SELinux")])
 def test_exec_with_a_label_that_the_kernel_cannot_give(running: Oci, flag: str, words: str) -> None:
-    if Path("/sys/module/apparmor").exists() or Path("/sys/fs/selinux/enforce").exists():
-        pytest.skip("this kernel has security modules")
     done = running.run("exec", flag, "some-label", "c", "true")
-    assert done.returncode == 1 and words in done.stderr
+    # Without the module that is said; with it, the kernel refuses a label that nobody loaded.
+    assert done.returncode != 0 and (words in done.stderr or "some-label" in done.stderr), done
 
 
 def test_kill_all(oci: Oci, bundles: BundleMaker) -> None:
