@@ -51,3 +51,9 @@ def error(message: str) -> None:
     _write("error", message)
     if _file is not None:
         print(f"runtime: {message}", file=sys.stderr)
+
+
+def only_to_file(message: str) -> None:
+    """Log an error whose words the user has seen already."""
+    if _file is not None:
+        _write("error", message)

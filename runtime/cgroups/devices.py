@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from runtime.spec.resources import DeviceRule
+from runtime.values import replace
 
 _ACCESS = {"m": 1, "r": 2, "w": 4}
 _TYPE = {"b": 1, "c": 2}
@@ -28,8 +29,26 @@ def v1_rules(rules: tuple[DeviceRule, ...]) -> list[tuple[bool, str]]:
     return [(rule.allow, v1_text(rule)) for rule in rules]
 
 
+def merged(rules: tuple[DeviceRule, ...]) -> list[DeviceRule]:
+    """Join what several rules allow of one device, where no denial stands between them: one open asks for all of it."""
+    found: list[DeviceRule] = []
+    for rule in rules:
+        same = (rule.type, rule.major, rule.minor)
+        for i in range(len(found) - 1, -1, -1):
+            if not rule.allow or not found[i].allow:
+                break
+            if (found[i].type, found[i].major, found[i].minor) == same:
+                found[i] = replace(found[i], access="".join(sorted({*found[i].access, *rule.access})))
+                break
+        else:
+            i = -1
+        if i < 0 or not rule.allow or not found[i].allow or (found[i].type, found[i].major, found[i].minor) != same:
+            found.append(rule)
+    return found
+
+
 def _insn(code: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
-    return struct.pack("<BBhi", code, dst | src << 4, off, imm)
+    return struct.pack("<BBhI", code, dst | src << 4, off, imm & 0xFFFFFFFF)
 
 
 def v2_program(rules: tuple[DeviceRule, ...]) -> bytes:
@@ -40,17 +59,17 @@ def v2_program(rules: tuple[DeviceRule, ...]) -> bytes:
     Source: include/uapi/linux/bpf.h, struct bpf_cgroup_dev_ctx.
     """
     ldx_w, and_imm, rsh_imm, mov_imm, mov_reg, exit_ = 0x61, 0x57, 0x77, 0xB7, 0xBF, 0x95
-    jne_imm, jeq_imm, jne_reg = 0x55, 0x15, 0x5D
+    jne_imm, jeq_imm, jne_reg = 0x56, 0x16, 0x5E  # 32 bits: an immediate would be sign-extended to 64
     program = [
         _insn(ldx_w, 2, 1, 0), _insn(and_imm, 2, imm=0xFFFF),
         _insn(ldx_w, 3, 1, 0), _insn(rsh_imm, 3, imm=16),
         _insn(ldx_w, 4, 1, 4), _insn(ldx_w, 5, 1, 8),
     ]  # fmt: skip
-    for rule in reversed(rules):
+    for rule in reversed(merged(rules)):
         answer = [_insn(mov_imm, 0, imm=int(rule.allow)), _insn(exit_)]
         tests: list[bytes] = []  # each jumps over the rest of this rule; offsets are patched below
         if rule.type != "a":
-            tests.append(struct.pack("<BBhi", jne_imm, 2, 0, _TYPE[rule.type]))
+            tests.append(_insn(jne_imm, 2, imm=_TYPE[rule.type]))
         access = sum(_ACCESS[a] for a in set(rule.access) if a in _ACCESS)
         body: list[tuple[bytes, bool]] = [(t, True) for t in tests]
         if access != 7:
@@ -67,8 +86,8 @@ def v2_program(rules: tuple[DeviceRule, ...]) -> bytes:
             body.append((_insn(jne_imm, 5, imm=rule.minor), True))
         length = len(body) + len(answer)
         for i, (raw, jumps) in enumerate(body):
-            code, regs, _, imm = struct.unpack("<BBhi", raw)
-            program.append(struct.pack("<BBhi", code, regs, length - i - 1 if jumps else 0, imm))
+            code, regs, _, imm = struct.unpack("<BBhI", raw)
+            program.append(struct.pack("<BBhI", code, regs, length - i - 1 if jumps else 0, imm))
         program += answer
         if rule.type == "a" and access == 7 and rule.major is None and rule.minor is None:
             return b"".join(program)  # nothing before an unconditional rule counts

@@ -19,7 +19,7 @@ from runtime.cgroups import devices, resources, stats
 from runtime.cgroups.layout import Hierarchy, Layout, detect
 from runtime.errors import ContainerError, KernelError, Unsupported, UsageError
 from runtime.linux import bpf
-from runtime.linux.procfs import read_mountinfo
+from runtime.linux.procfs import read_cgroup, read_mountinfo
 from runtime.spec.resources import DeviceRule, Resources
 
 _FREEZE_TIMEOUT_S = 10.0
@@ -152,8 +152,10 @@ class Manager:
                 with contextlib.suppress(OSError):
                     _put(level / "cgroup.subtree_control", f"+{controller}")
 
-    def apply(self, pid: int, below: tuple[tuple[str, str], ...] = ()) -> None:
+    def apply(self, pid: int, below: tuple[tuple[str, str], ...] = (), beside: int | None = None) -> None:
         """Move a process into the container's cgroups, or into those `below` them: (controller or "" for all, path).
+
+        A v2 cgroup whose container made cgroups in it takes no process: then it joins process `beside` in its own.
 
         Raises: KernelError; UsageError for a path that leads out of the container's cgroup.
         """
@@ -167,6 +169,9 @@ class Manager:
             try:
                 _put(place / "cgroup.procs", str(pid))
             except OSError as e:
+                if e.errno == errno.EBUSY and beside is not None and h.key == "":
+                    _put(Path(h.mount_point + read_cgroup(beside)[""]) / "cgroup.procs", str(pid))
+                    continue
                 raise KernelError(f"cannot move process {pid} into cgroup {place}", e.errno or errno.EIO) from e
 
     def set(self, r: Resources, default_rules: tuple[DeviceRule, ...] = ()) -> None:
@@ -184,7 +189,7 @@ class Manager:
                 except OSError as e:
                     raise KernelError(f"/linux/resources/devices: cannot attach to {directory}", e.errno or 0) from e
 
-    def update(self, r: Resources) -> None:
+    def update(self, r: Resources, default_rules: tuple[DeviceRule, ...] = ()) -> None:
         """Change limits of a container that lives. Raises: as `set`.
 
         v1 wants memory+swap at least as high as memory at every moment, so which of the two goes first depends on where
@@ -201,7 +206,7 @@ class Manager:
         for write in again:
             self._write(write)
         if r.devices:
-            self.set(Resources(devices=r.devices))
+            self.set(Resources(devices=r.devices), default_rules)
 
     def _write(self, write: resources.Write) -> None:
         directory = self._directory(write.controller) or self._on_unified(write.controller)
@@ -311,10 +316,9 @@ class Manager:
         """Return the processes in the container's cgroups and in those below them."""
         found: set[int] = set()
         for _, directory in self._trees():
-            for base, _, files in os.walk(directory):
-                if "cgroup.procs" in files:
-                    with contextlib.suppress(OSError):
-                        found.update(int(p) for p in Path(base, "cgroup.procs").read_text().split())
+            for base in _tree(directory):
+                with contextlib.suppress(OSError):
+                    found.update(int(p) for p in Path(base, "cgroup.procs").read_text().split())
             if found:
                 break
         return sorted(found)
@@ -360,9 +364,18 @@ def _put(path: Path, value: str) -> None:
         os.close(fd)
 
 
+def _tree(directory: Path) -> list[str]:
+    """Return a cgroup and those below it, parents first. A container may nest them deeper than Python calls nest."""
+    found = [str(directory)]
+    for base in found:
+        with contextlib.suppress(OSError), os.scandir(base) as entries:
+            found += [e.path for e in entries if e.is_dir(follow_symlinks=False)]
+    return found
+
+
 def _remove_tree(directory: Path) -> int | None:
     """Remove a cgroup and its children; return an errno while one of them is busy."""
-    for base, _, _ in os.walk(directory, topdown=False):
+    for base in reversed(_tree(directory)):
         try:
             os.rmdir(base)
         except FileNotFoundError:

@@ -38,7 +38,7 @@ def names(cgroups_path: str | None, container_id: str) -> tuple[str, str]:
     if not slice_.endswith(".slice") or "/" in slice_:
         raise SpecError(f"/linux/cgroupsPath: {slice_!r} is no slice")
     unit = f"{prefix}-{name}" if prefix else name
-    return slice_, unit if unit.endswith(".slice") else f"{unit}.scope"
+    return slice_, f"{unit}.scope"
 
 
 def expand(slice_: str) -> str:
@@ -78,6 +78,10 @@ def properties(r: Resources, *, unified: bool) -> list[tuple[str, tuple[str, Any
             found.append(("MemorySwapMax", ("t", _INFINITY)))
     if cpu.shares:
         found.append(("CPUWeight", ("t", shares_to_weight(cpu.shares))) if unified else ("CPUShares", ("t", cpu.shares)))
+    if cpu.quota_us is not None and cpu.quota_us < 0:
+        found.append(("CPUQuotaPerSecUSec", ("t", _INFINITY)))
+    if cpu.period_us:
+        found.append(("CPUQuotaPeriodUSec", ("t", cpu.period_us)))
     if cpu.quota_us and cpu.quota_us > 0:
         # As systemd reckons: processor time for each second, in whole 10 ms.
         per_second = cpu.quota_us * 1_000_000 // (cpu.period_us or 100_000)

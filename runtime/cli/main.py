@@ -102,6 +102,7 @@ def run(argv: list[str]) -> int:
         return e.exit_code
     except click.ClickException as e:
         e.show()
+        log.only_to_file(e.format_message())
         return 1
     except click.Abort:
         return 130

@@ -51,7 +51,7 @@ def signal_number(text: str) -> int:
     """Read `TERM`, `SIGTERM` or `15`. Raises: ContainerError."""
     import signal
 
-    if text.isdigit() and int(text) in signal.valid_signals():
+    if text.isdigit() and int(text) in signal.valid_signals() | {0}:  # 0 only asks whether it is there
         return int(text)
     name = text.upper().removeprefix("SIG")
     try:

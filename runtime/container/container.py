@@ -125,13 +125,14 @@ class Container:
             if notify is not None and (self.store.directory(self.id) / "notify").is_dir():
                 listener = notify.listen()
             channel.send({"go": True})
-            while (answer := channel.receive()) != (None, None):  # EOF: the program runs
-                if answer[0] and "seccomp" in answer[0] and answer[1] is not None:
-                    self.send_listener(self.state.pid, answer[1], "creating")
-            channel.close()
-            with contextlib.suppress(FileNotFoundError):
-                (self.store.directory(self.id) / "start.sock").unlink()
-            self.run_hooks("poststart", "running", fatal=True)
+        # From here on without the lock: hooks may take their time, and may call verbs on this container.
+        while (answer := channel.receive()) != (None, None):  # EOF: the program runs
+            if answer[0] and "seccomp" in answer[0] and answer[1] is not None:
+                self.send_listener(self.state.pid, answer[1], "creating")
+        channel.close()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (self.store.directory(self.id) / "start.sock").unlink()
+        self.run_hooks("poststart", "running", fatal=True)
         if notify is not None and listener is not None:
             notify.relay(listener, self.state.pid)
 
@@ -167,7 +168,8 @@ class Container:
             self.refresh()
             if everything:
                 self.manager().signal_all(number)
-                return
+                if self.state.cgroup_paths:
+                    return
             require("kill", self.id, status := self.status())
             self._signal(number)
             if number == signal.SIGKILL and status == Status.PAUSED:
@@ -219,11 +221,16 @@ class Container:
                 wanted = replace(wanted, memory=replace(wanted.memory, swap=whole.memory.swap))
             if wanted.memory.swap is not None and whole.memory.limit is not None:
                 wanted = replace(wanted, memory=replace(wanted.memory, limit=whole.memory.limit))
+            if wanted.cpu.quota_us is not None or wanted.cpu.period_us is not None:
+                both = replace(wanted.cpu, quota_us=whole.cpu.quota_us, period_us=whole.cpu.period_us)
+                wanted = replace(wanted, cpu=both)
+            if wanted.devices:
+                wanted = replace(wanted, devices=whole.devices)
             manager = self.manager()
             limit = wanted.memory.limit
             if whole.memory.check_before_update and limit is not None and 0 <= limit < manager.memory_usage():
                 raise ContainerError(f"/memory/limit: {limit} is less than the container uses: {manager.memory_usage()}")
-            manager.update(wanted)
+            manager.update(wanted, DEFAULT_DEVICE_RULES)
             if (scope := self._scope()) is not None:
                 scope.update(systemd.properties(wanted, unified=manager.layout.mode == "v2"))
             document["linux"]["resources"] = merged

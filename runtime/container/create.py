@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 
+from runtime import log
 from runtime.cgroups import systemd
 from runtime.cgroups.manager import Manager, container_paths, host_layout
 from runtime.container.activation import NotifySocket, listen_fds, with_listen_fds
@@ -17,17 +18,19 @@ from runtime.container.stdio import describe_stdio, give_stdio
 from runtime.container.store import Store
 from runtime.errors import ContainerError, SpecError, Unsupported, UsageError
 from runtime.linux.capability import last_capability
+from runtime.linux.const import NAMESPACES
+from runtime.linux.procfs import read_cgroup
 from runtime.process import create as create_process
 from runtime.process import hooks
 from runtime.process.confine import prepare
 from runtime.process.handshake import listen_for_start
-from runtime.process.identity import check_capabilities
+from runtime.process.identity import grantable
 from runtime.process.init import InitOrders
-from runtime.process.trees import open_trees
 from runtime.setup.plan import plan
-from runtime.spec.config import Spec
+from runtime.spec import validate
+from runtime.spec.config import Process, Spec
 from runtime.spec.state import State, oci_state
-from runtime.values import Value
+from runtime.values import Value, replace
 
 
 class CreateOptions(Value):
@@ -63,8 +66,8 @@ def create(
     sockets = listen_fds()
     assert spec.process is not None
     process = with_listen_fds(spec.process, sockets)
-    if not spec.linux.namespace("user"):
-        check_capabilities(process)
+    process = without_what_cannot_be_given(process, spec)
+    check_sysctls(spec)
     confinement = prepare(process, spec.linux)
     setup = plan(spec, str(bundle.path), detach=spec.linux.makes("user") and os.geteuid() == 0)
     layout = host_layout()
@@ -83,6 +86,7 @@ def create(
                 owner=owner(),
                 cgroup_paths=manager.paths,
                 stdio=describe_stdio(process.terminal),
+                new_keyring=not options.no_new_keyring,
                 systemd_unit=(scope.slice, scope.unit) if scope else None,
             )
             store.save(state)
@@ -107,7 +111,6 @@ def create(
                 container_id=container_id,
                 layout=layout,
                 cgroup_paths=manager.paths,
-                trees=open_trees(setup),
                 no_pivot=options.no_pivot,
                 new_keyring=not options.no_new_keyring,
                 preserve_fds=options.preserve_fds + sockets,
@@ -120,7 +123,11 @@ def create(
                 container.adopt(pid)
                 if scope is not None:
                     scope.start(pid, container_id, systemd.properties(spec.linux.resources, unified=layout.mode == "v2"))
-                    container.make_cgroups(manager, spec.linux.resources, False)
+                    if os.geteuid() != 0 and (tree := layout.of("")) is not None:
+                        # Below the user's own manager, wherever that is; all that we know of is systemd's.
+                        manager.paths = {"": tree.mount_point + read_cgroup(pid)[""]}
+                        container.state = replace(container.state, cgroup_paths=manager.paths)
+                    container.make_cgroups(manager, spec.linux.resources, options.rootless)
                 manager.apply(pid)
 
             def on_hooks() -> None:
@@ -140,6 +147,29 @@ def create(
             store.remove(container_id)
             raise
     return container
+
+
+def without_what_cannot_be_given(process: Process, spec: Spec) -> Process:
+    """Return the process without capabilities that it cannot be given; a warning names them."""
+    kept, missing = grantable(process, in_user_namespace=spec.linux.namespace("user") is not None)
+    if missing:
+        log.warning(f"/process/capabilities: unknown here, or not in the runtime's own bounding set: {', '.join(missing)}")
+    return kept
+
+
+def check_sysctls(spec: Spec) -> None:
+    """Refuse parameters of a namespace that is joined and is the host's. Raises: SpecError."""
+    for namespace in spec.linux.namespaces:
+        if not namespace.path or not spec.linux.sysctl:
+            continue
+        file = NAMESPACES[namespace.type][1]
+        with contextlib.suppress(OSError):
+            joined, own = os.stat(namespace.path), os.stat(f"/proc/self/ns/{file}")
+            kinds = {validate.sysctl_namespace(name) for name in spec.linux.sysctl}
+            if (joined.st_dev, joined.st_ino) == (own.st_dev, own.st_ino) and namespace.type in kinds:
+                raise SpecError(
+                    f"/linux/sysctl: the {namespace.type} namespace is the host's: its parameters would change the host"
+                )
 
 
 def systemd_scope(spec: Spec, container_id: str) -> systemd.Scope:

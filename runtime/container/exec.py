@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable
 
 from runtime.container.container import Container
+from runtime.container.create import without_what_cannot_be_given
 from runtime.container.lifecycle import Status, require
 from runtime.container.stdio import give_stdio
-from runtime.errors import SpecError, UsageError
+from runtime.errors import SpecError, UsageError, WrongStatus
 from runtime.linux.capability import last_capability
-from runtime.linux.capability_names import NUMBERS
+from runtime.linux.process import pidfd_open
 from runtime.process import confine
 from runtime.process import exec as exec_process
-from runtime.process.identity import check_capabilities
 from runtime.spec.config import CAPABILITY_SETS, Process, User
 from runtime.values import Value, replace
 
@@ -35,6 +35,9 @@ class ExecOptions(Value):
     cgroups: tuple[tuple[str, str], ...] = ()  # (controller or "" for all, path below the container's cgroup)
 
 
+_MAX_ID = (1 << 31) - 1
+
+
 def decide(base: Process | None, options: ExecOptions) -> Process:
     """Return the process to run. Pure. Raises: SpecError, UsageError."""
     if options.process is not None:
@@ -43,11 +46,13 @@ def decide(base: Process | None, options: ExecOptions) -> Process:
         raise UsageError("process args cannot be empty", hint="runtime exec ID COMMAND [ARG ...]")
     if base is None:
         raise SpecError("the container's config.json has no /process to take defaults from")
+    if options.cwd is not None and not options.cwd.startswith("/"):
+        raise SpecError(f"--cwd: {options.cwd!r} must be absolute")
+    for entry in options.env:
+        if "=" not in entry:
+            raise SpecError(f"--env: {entry!r} is not NAME=VALUE")
     capabilities = base.capabilities
     if options.caps:
-        unknown = [c for c in options.caps if c not in NUMBERS]
-        if unknown:
-            raise SpecError(f"--cap: {unknown[0]!r} is no capability")
         # As runc: into every set but the ambient one, and into that where it could be inherited.
         have = {s: set((capabilities or {}).get(s, ())) for s in CAPABILITY_SETS}
         for name in ("bounding", "effective", "permitted"):
@@ -69,13 +74,17 @@ def decide(base: Process | None, options: ExecOptions) -> Process:
 
 
 def _user(base: User, options: ExecOptions) -> User:
+    if not all(0 <= n <= _MAX_ID for n in options.additional_gids):
+        raise SpecError(f"uids and gids must be in range 0-{_MAX_ID}")
     if options.user is None:
         return replace(base, additional_gids=(*base.additional_gids, *options.additional_gids))
     uid, _, gid = options.user.partition(":")
-    try:
-        return User(int(uid), int(gid) if gid else base.gid, base.umask, options.additional_gids)
-    except ValueError:
-        raise SpecError(f"--user: {options.user!r} is not UID[:GID]", hint="names are not looked up: give numbers") from None
+    if not uid.isdecimal() or (gid and not gid.isdecimal()):
+        raise SpecError(f"--user: {options.user!r} is not UID[:GID]", hint="names are not looked up: give numbers")
+    ids = (int(uid), int(gid) if gid else base.gid, *options.additional_gids)
+    if not all(0 <= n <= _MAX_ID for n in ids):
+        raise SpecError(f"uids and gids must be in range 0-{_MAX_ID}")
+    return User(ids[0], ids[1], base.umask, options.additional_gids)
 
 
 def execute(container: Container, options: ExecOptions, on_console: Callable[[int], None] | None) -> int:
@@ -86,22 +95,31 @@ def execute(container: Container, options: ExecOptions, on_console: Callable[[in
         raise UsageError(
             "cannot allocate a terminal: nobody would hold its other end", hint="with --detach give --console-socket"
         )
+    # The lock is held for the look only: what follows may take as long as the container likes, which must not keep
+    # others from ending it.
     with container.store.locked(container.id):
         container.refresh()
         status = container.status()
         if not (options.ignore_paused and status == Status.PAUSED):
             require("exec", container.id, status)
-        if not spec.linux.namespace("user"):
-            check_capabilities(process)
-        manager = container.manager()
-        give_stdio(spec, process)
-        return exec_process.spawn(
-            container.state.pid,
-            process,
-            options.preserve_fds,
-            last_capability(),
-            confine.prepare(process, spec.linux),
-            lambda pid: manager.apply(pid, options.cgroups),
-            on_console or os.close,
-            lambda pid, listener: container.send_listener(pid, listener, str(status)),
-        )
+        try:
+            pidfd = pidfd_open(container.state.pid)
+        except ProcessLookupError:
+            raise WrongStatus(f"cannot exec in a stopped container: {container.id}") from None
+        if not container.alive():  # the number could be another process's by now
+            raise WrongStatus(f"cannot exec in a stopped container: {container.id}")
+    process = without_what_cannot_be_given(process, spec)
+    manager = container.manager()
+    give_stdio(spec, process)
+    return exec_process.spawn(
+        container.state.pid,
+        pidfd,
+        process,
+        options.preserve_fds,
+        last_capability(),
+        confine.prepare(process, spec.linux),
+        f"_ses.{container.id}" if container.state.new_keyring else None,
+        lambda pid: manager.apply(pid, options.cgroups, beside=container.state.pid),
+        on_console or os.close,
+        lambda pid, listener: container.send_listener(pid, listener, str(status)),
+    )

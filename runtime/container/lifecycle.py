@@ -30,10 +30,10 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "kill": _LIVE,
     "pause": frozenset({Status.CREATED, Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
-    "ps": _LIVE,
+    "ps": _LIVE | {Status.STOPPED},
     "update": _LIVE,
     "checkpoint": frozenset({Status.RUNNING}),
-    "delete": frozenset({Status.STOPPED, Status.CREATING}),
+    "delete": frozenset({Status.STOPPED, Status.CREATING, Status.CREATED}),
     "delete --force": frozenset(Status),
 }
 

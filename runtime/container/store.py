@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,16 @@ def default_root() -> Path:
     """Return where states are kept: /run for root, the user's runtime directory for others."""
     if os.geteuid() == 0:
         return Path("/run/ferry/runtime")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/ferry-{os.geteuid()}") / "ferry" / "runtime"
+    if directory := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(directory) / "ferry" / "runtime"
+    own = Path(f"/tmp/ferry-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    found = own.lstat()
+    # Anybody can make that name first, and would then decide what our hooks are.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise ContainerError(f"{own} is not this user's own directory", hint="set XDG_RUNTIME_DIR, or use --root")
+    return own / "runtime"
 
 
 class Store:

@@ -1,7 +1,7 @@
 """Make a bundle out of an image, a tarball or a directory: unpacked, or of overlay layers that bundles share.
 
 LAYERS/sha256-HEX/        one layer, by the digest of its tar, as overlayfs wants it; never changed again
-BUNDLE/config.json
+BUNDLE/config.json, .ferry-bundle (says that we made it)
 BUNDLE/rootfs/            the unpacked rootfs; or where the overlay is mounted
 BUNDLE/overlay.json       the layers of an overlay, the lowest first
 BUNDLE/upper/ work/       what the overlay's container writes
@@ -29,6 +29,7 @@ from runtime.linux.mount import mount, openat2, umount2
 from runtime.linux.procfs import read_mountinfo
 from runtime.spec.defaults import default_config, rootless_config
 
+_MARK = ".ferry-bundle"  # what we may remove again
 _MAX_ACCOUNTS_BYTES = 4 << 20
 _MAX_OVERLAY_DATA = 4095  # one page, as mount(2) takes it
 
@@ -39,7 +40,8 @@ def create_bundle(path: Path, source: Path, *, reference: str | None, platform: 
     Raises: AlreadyExists; ContainerError, SpecError: then the bundle is gone again, complete layers stay.
     """
     try:
-        path.mkdir(parents=True)
+        # Closed to others: the rootfs may hold programs that change their user, and device nodes.
+        path.mkdir(mode=0o700, parents=True)
     except FileExistsError:
         raise AlreadyExists(f"bundle {path} exists", hint="choose another path, or remove it") from None
     except OSError as e:
@@ -62,6 +64,7 @@ def create_bundle(path: Path, source: Path, *, reference: str | None, platform: 
         document = default_config() if os.geteuid() == 0 else rootless_config(os.geteuid(), os.getegid())
         if image:
             apply_image(document, image, _accounts(rootfs))
+        (path / _MARK).touch()
         (path / "config.json").write_text(json.dumps(document, indent="\t") + "\n")
     except BaseException:
         with contextlib.suppress(ContainerError):
@@ -179,9 +182,12 @@ def unmount(path: Path) -> None:
 
 def delete_bundle(path: Path) -> None:
     """Remove a bundle and what its container wrote; shared layers stay. Raises: ContainerError."""
-    if not (path / "config.json").is_file():
-        raise ContainerError(f"{path} is no bundle: it has no config.json")
+    if not (path / _MARK).is_file():
+        raise ContainerError(f"{path} was not made by `runtime bundle create`", hint="remove it by hand")
     unmount(path)
+    below = os.path.realpath(path) + "/"
+    if mounts := [m.mount_point for m in read_mountinfo() if m.mount_point.startswith(below)]:
+        raise ContainerError(f"there are mounts below {path}: {', '.join(mounts)}", hint="unmount them first")
     shutil.rmtree(path)
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import stat
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from typing import IO, Any, cast
 
 from runtime.errors import ContainerError, SpecError
 from runtime.image.compression import decompressed
+from runtime.linux.const import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS
+from runtime.linux.mount import openat2
 from runtime.values import Value
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -71,10 +74,18 @@ class DirectoryBlobs(Blobs):
         self._path = path
 
     def open(self, name: str) -> IO[bytes]:
+        """Open a file below the directory: names come from documents that anybody may have written."""
+        root = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return (self._path / name).open("rb")
+            fd = openat2(root, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
         except OSError as e:
             raise SpecError(f"{self._path / name}: {e.strerror}") from e
+        finally:
+            os.close(root)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise SpecError(f"{self._path / name}: is no file")
+        return os.fdopen(fd, "rb")
 
     def has(self, name: str) -> bool:
         return (self._path / name).is_file()
@@ -170,7 +181,8 @@ def open_source(path: Path, reference: str | None = None, wanted: str | None = N
         return Source(blobs, _oci(blobs, reference, target))
     if blobs.has("manifest.json"):
         return Source(blobs, _docker(blobs, reference))
-    return Source(DirectoryBlobs(path.parent), Image({}, (Layer(path.name, None, None),)))
+    real = path.resolve()
+    return Source(DirectoryBlobs(real.parent), Image({}, (Layer(real.name, None, None),)))
 
 
 def is_rootfs_directory(path: Path) -> bool:

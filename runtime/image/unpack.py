@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from runtime.errors import ContainerError, KernelError
@@ -50,11 +50,12 @@ class Unpacker:
                         self._entry(tar, entry, name, made, directories)
                     except OSError as e:
                         raise KernelError(f"cannot unpack {entry.name}", e.errno or errno.EIO) from e
-        except (tarfile.TarError, EOFError) as e:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as e:
             raise ContainerError(f"the layer is no tar archive, or damaged: {e}") from e
         # Last: what is made in a directory changes its times, and a read-only one would take nothing.
         for name, entry in reversed(directories):
-            with contextlib.suppress(FileNotFoundError):  # a later entry took its place
+            # A later entry may have taken its place.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError), _no_link():
                 fd = openat2(self._root, name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, resolve=_STRICT)
                 try:
                     self._attributes(fd, entry)
@@ -220,6 +221,16 @@ class Unpacker:
     def _owner(self, change: Callable[[], None]) -> None:
         if self._privileged:
             change()
+
+
+@contextlib.contextmanager
+def _no_link() -> Iterator[None]:
+    """Pass over a path that is a link by now."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno != errno.ELOOP:
+            raise
 
 
 def _ns(entry: tarfile.TarInfo) -> int:

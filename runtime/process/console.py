@@ -62,15 +62,24 @@ def _bind_console(slave: int) -> None:
 def reopen_null() -> None:
     """Open the container's /dev/null in place of the host's: one from outside cannot be checkpointed."""
     try:
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        null = os.open("/dev/null", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return
-    for fd in range(3):
-        with contextlib.suppress(OSError):
-            found = os.fstat(fd)
-            if stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3):
-                os.dup2(null, fd, inheritable=True)
-    os.close(null)
+    try:
+        if not _is_null(null):  # the container's own file of that name is no business of stdio's
+            return
+        os.set_blocking(null, True)
+        for fd in range(3):
+            with contextlib.suppress(OSError):
+                if _is_null(fd):
+                    os.dup2(null, fd, inheritable=True)
+    finally:
+        os.close(null)
+
+
+def _is_null(fd: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
 
 
 def give_stdio(uid: int) -> None:
@@ -81,6 +90,5 @@ def give_stdio(uid: int) -> None:
     for fd in range(3):
         with contextlib.suppress(OSError):
             found = os.fstat(fd)
-            null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
-            if not null and found.st_uid == 0 and uid != 0:
+            if not _is_null(fd) and found.st_uid == 0 and uid != 0:
                 os.fchown(fd, uid, -1)

@@ -15,7 +15,7 @@ from runtime.files import forget_locks
 from runtime.linux import namespace
 from runtime.linux.const import NAMESPACES
 from runtime.linux.process import clone
-from runtime.process import init, userns
+from runtime.process import init, trees, userns
 from runtime.process.handshake import Channel
 from runtime.process.identity import limit
 from runtime.process.inside import clone_inside
@@ -83,6 +83,7 @@ def spawn(
         linux = orders.spec.linux
         if linux.makes("user"):
             userns.map_ids(pid, linux.uid_mappings, linux.gid_mappings)
+        trees.send_trees(orders.plan, pid, ours)
         on_pid(pid)
         limit(pid, orders.process)
         ours.send({"go": True})

@@ -14,12 +14,12 @@ from runtime.errors import ContainerError, KernelError
 from runtime.files import forget_locks
 from runtime.linux import const, namespace
 from runtime.linux.const import NAMESPACES
-from runtime.linux.process import clone, die_with_parent, pidfd_open, prctl
+from runtime.linux.process import clone, die_with_parent, prctl
 from runtime.process import confine, console, identity
 from runtime.process.confine import Confinement
 from runtime.process.execute import execute
 from runtime.process.handshake import Channel
-from runtime.process.init import fail
+from runtime.process.init import fail, join_keyring
 from runtime.process.inside import clone_inside
 from runtime.spec.config import Process
 from runtime.spec.validate import cpu_set
@@ -27,22 +27,23 @@ from runtime.spec.validate import cpu_set
 
 def spawn(
     init_pid: int,
+    pidfd: int,
     process: Process,
     preserve_fds: int,
     last_capability: int,
     confinement: Confinement,
+    keyring: str | None,
     on_pid: Callable[[int], None],
     on_console: Callable[[int], None],
     on_listener: Callable[[int, int], None],
 ) -> int:
-    """Start a process in the namespaces of `init_pid`; return its pid once it has been executed.
+    """Start a process in the namespaces of `init_pid`, which `pidfd` means; return its pid once it has been executed.
 
     `on_pid` puts it into the container's cgroups; `on_console` takes the master of its terminal; `on_listener` its
     pid and the listener of its seccomp filter.
 
     Raises: ContainerError; then the process is dead and reaped.
     """
-    pidfd = pidfd_open(init_pid)
     flags = foreign_namespaces(init_pid)
     ours, theirs = Channel.pair()
     gc.freeze()
@@ -54,7 +55,7 @@ def spawn(
     def child() -> NoReturn:
         forget_locks()
         ours.close()
-        _main(pidfd, flags, process, preserve_fds, last_capability, confinement, theirs)
+        _main(pidfd, flags, process, preserve_fds, last_capability, confinement, keyring, theirs)
 
     if early & const.CLONE_NEWUSER:
         pid = clone_inside(lambda: namespace.setns(pidfd, early), 0, child)
@@ -126,6 +127,7 @@ def _main(
     preserve_fds: int,
     last_capability: int,
     confinement: Confinement,
+    keyring: str | None,
     channel: Channel,
 ) -> NoReturn:
     try:
@@ -135,6 +137,8 @@ def _main(
         if late := flags & ~(const.CLONE_NEWUSER | const.CLONE_NEWPID):
             namespace.setns(pidfd, late)
         os.setsid()
+        if keyring is not None:
+            join_keyring(keyring)
         if flags & const.CLONE_NEWUSER:
             identity.become_root()
             die_with_parent()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gc
 import os
 from typing import NoReturn
 
-from runtime.errors import CommandNotExecutable, KernelError
+from runtime.errors import CommandNotExecutable, ContainerError, KernelError, Unsupported
 from runtime.linux import execstub
 from runtime.linux.process import close_from, reset_signals
 from runtime.process import identity
@@ -29,7 +28,7 @@ def execute(
 ) -> NoReturn:
     """Replace this process by the container's; `channel` closes with that, or gets the errno.
 
-    Raises: CommandNotExecutable, KernelError.
+    Raises: CommandNotExecutable, KernelError, Unsupported; ContainerError for a profile that execveat cannot pass.
     """
     reset_signals()
     write_labels(labels)
@@ -40,10 +39,13 @@ def execute(
     # The stub can load a filter that needs no capability, and no listener handed on: then none of our calls is filtered.
     in_stub = found is not None and process.no_new_privileges and not found.listens and execstub.SUPPORTED
     bpf, flags = (found.bpf, found.flags) if found is not None and in_stub else (b"", 0)
-    stub = None
-    if found is None or in_stub or found.allows_execveat:
-        stub = execstub.make(command, error_fd, bpf, flags)
-        in_stub = in_stub and stub is not None
+    if found is not None and not in_stub and not found.allows_execveat and execstub.SUPPORTED:
+        raise ContainerError(
+            "/linux/seccomp: the profile must allow execveat", hint="or set /process/noNewPrivileges: then execve is enough"
+        )
+    stub = execstub.make(command, error_fd, bpf, flags)
+    if stub is None and execstub.SUPPORTED:
+        raise Unsupported("this kernel lets no memory file be executed", hint="sysctl vm.memfd_noexec=1")
     vector = execstub.Vector(process.args, [f"{k}={v}" for k, v in env.items()])
     loader = None if found is None or in_stub else found.loader()
     gc.disable()
@@ -59,11 +61,7 @@ def execute(
         later.drop()
     try:
         if stub is not None:
-            try:
-                execstub.execute(stub, vector)
-            except OSError as e:
-                if e.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-                    raise
+            execstub.execute(stub, vector)
         os.close(error_fd)
         os.execve(command, process.args, env)
     except OSError as e:

@@ -11,23 +11,29 @@ import os
 import resource
 import stat
 
-from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError, Unsupported
+from runtime.errors import CommandNotExecutable, CommandNotFound, ContainerError, KernelError
 from runtime.linux import capability, const
+from runtime.linux.capability_names import NAMES
 from runtime.linux.mount import openat2
 from runtime.linux.process import ioprio_set, no_new_privs, personality, prctl, sched_setattr
 from runtime.process.confine import Confinement
 from runtime.spec.config import Process
+from runtime.values import replace
 
 
-def check_capabilities(process: Process) -> None:
-    """Refuse capabilities that this process does not have to give. Raises: Unsupported."""
-    wanted = {c for names in (process.capabilities or {}).values() for c in names}
-    missing = wanted - capability.bounding_set()
-    if missing:
-        raise Unsupported(
-            f"/process/capabilities: {', '.join(sorted(missing))} cannot be given: not in the runtime's own bounding set",
-            hint="the kernel or whoever started the runtime lacks it; remove it from config.json",
-        )
+def grantable(process: Process, *, in_user_namespace: bool) -> tuple[Process, list[str]]:
+    """Return the process without the capabilities that cannot be given to it, and their names.
+
+    The specification wants a warning for them, not a failure. The root of a new user namespace has every capability
+    that the kernel knows.
+    """
+    if not process.capabilities:
+        return process, []
+    known = frozenset(NAMES[: capability.last_capability() + 1])
+    have = known if in_user_namespace else known & capability.bounding_set()
+    missing = {c for names in process.capabilities.values() for c in names} - have
+    kept = {name: tuple(c for c in members if c in have) for name, members in process.capabilities.items()}
+    return replace(process, capabilities=kept), sorted(missing)
 
 
 def limit(pid: int, process: Process) -> None:

@@ -21,7 +21,7 @@ from runtime.process.confine import Confinement
 from runtime.process.execute import execute
 from runtime.process.handshake import Channel, wait_for_start
 from runtime.process.hooks import run_hooks
-from runtime.process.perform import Performer, perform_without_rootfs
+from runtime.process.perform import Performer
 from runtime.setup.plan import SetupPlan
 from runtime.spec import mount_options
 from runtime.spec.config import Process, Spec
@@ -38,7 +38,6 @@ class InitOrders(Value):
     container_id: str
     layout: Layout
     cgroup_paths: dict[str, str]
-    trees: dict[int, int]  # detached mounts
     no_pivot: bool
     new_keyring: bool
     preserve_fds: int
@@ -67,46 +66,36 @@ def fail(channel: Channel, error: ContainerError) -> NoReturn:
 def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoReturn:
     process, spec = orders.process, orders.spec
     die_with_parent()
-    channel.expect("go")
-    # What runs inside may look at its first process only once that is the container's own program. Not earlier: the
-    # verb of an ordinary user could not write our id mappings.
-    prctl(const.PR_SET_DUMPABLE, 0)
+    trees = _wait_for_go(channel)
     if spec.linux.makes("time"):
         _new_time_namespace(spec)
+    # What runs inside may look at its first process only once that is the container's own program. Not earlier: an
+    # ordinary user's verb could not write our id mappings, nor we the clocks' offsets.
+    prctl(const.PR_SET_DUMPABLE, 0)
     if spec.linux.makes("cgroup"):
         namespace.unshare(const.CLONE_NEWCGROUP)
     os.setsid()
     if orders.new_keyring:
-        try:
-            new_session_keyring(f"_ses.{orders.container_id}")
-        except OSError as e:
-            if e.errno not in (errno.ENOSYS, errno.EPERM):
-                raise KernelError("cannot join a new session keyring", e.errno or 0) from e
+        join_keyring(f"_ses.{orders.container_id}")
     labels = confine.open_labels(orders.confinement)
-    performer = None
-    if spec.linux.makes("mount"):
-        # Before the user namespace's root is taken on: the host's root may pass directories that that one may not.
-        performer = Performer(
-            orders.rootfs,
-            orders.layout,
-            orders.cgroup_paths,
-            no_pivot=orders.no_pivot,
-            propagation=mount_options.PROPAGATION.get(spec.linux.rootfs_propagation or "", 0),
-            trees=orders.trees,
-        )
+    # Before the user namespace's root is taken on: the host's root may pass directories that that one may not.
+    performer = Performer(
+        orders.rootfs,
+        orders.layout,
+        orders.cgroup_paths,
+        no_pivot=orders.no_pivot,
+        propagation=mount_options.PROPAGATION.get(spec.linux.rootfs_propagation or "", 0),
+        trees=trees,
+    )
     if spec.linux.namespace("user"):
         identity.become_root()
         die_with_parent()  # changing credentials took that back
-    if performer is None:
-        perform_without_rootfs(orders.plan.before_hooks)
-    else:
-        performer.run(orders.plan.before_hooks)
+    performer.run(orders.plan.before_hooks)
     channel.send({"hooks": True})
     channel.expect("go")
     run_hooks(spec.hooks.get("createContainer", ()), "createContainer", orders.hook_state, cwd=orders.rootfs)
-    if performer is not None:
-        performer.run(orders.plan.after_hooks)
-        os.close(performer.root_fd)
+    performer.run(orders.plan.after_hooks)
+    os.close(performer.root_fd)
     if process.terminal:
         console.attach(process, channel, bind_console=True)
     else:
@@ -130,6 +119,28 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
         fail(starter, e)
     except BaseException as e:
         fail(starter, ContainerError(f"{type(e).__name__}: {e}"))
+
+
+def join_keyring(name: str) -> None:
+    """Leave the caller's session keyring for the container's, where the kernel has keyrings. Raises: KernelError."""
+    try:
+        new_session_keyring(name)
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.EPERM):
+            raise KernelError(f"cannot join session keyring {name}", e.errno or 0) from e
+
+
+def _wait_for_go(channel: Channel) -> dict[int, int]:
+    """Take the detached mounts that the verb sends, until it says go. Raises: ContainerError."""
+    trees: dict[int, int] = {}
+    while True:
+        message, fd = channel.receive()
+        if message is None:
+            raise ContainerError("the process at the other end of the handshake is gone")
+        if "go" in message:
+            return trees
+        if "tree" in message and fd is not None:
+            trees[int(message["tree"])] = fd
 
 
 def _new_time_namespace(spec: Spec) -> None:

@@ -26,6 +26,7 @@ from runtime.linux.procfs import read_mountinfo
 from runtime.process import places
 from runtime.process.copytree import copy_tree
 from runtime.setup import ops
+from runtime.values import replace
 
 _BIND_FLAGS = (
     c.MS_RDONLY | c.MS_NOSUID | c.MS_NODEV | c.MS_NOEXEC | c.MS_NOSYMFOLLOW | c.MS_NOATIME | c.MS_NODIRATIME | c.MS_RELATIME
@@ -60,9 +61,8 @@ class Performer:
         self.root, self.layout, self.cgroup_paths, self.no_pivot, self.trees = root, layout, cgroup_paths, no_pivot, trees
         # By default nothing mounted inside is seen outside, and what the host mounts arrives until pivot_root.
         m.mount(None, "/", None, propagation or c.MS_SLAVE | c.MS_REC)
-        if propagation & c.MS_SHARED:
-            # Only what lies below the rootfs may be shared with the host: the rootfs's own mount must not appear there.
-            m.mount(None, _mount_point_of(root), None, c.MS_PRIVATE)
+        # Whatever is shared with the host, the rootfs's own mount must not appear there.
+        m.mount(None, _mount_point_of(root), None, c.MS_PRIVATE)
         m.mount(root, root, None, c.MS_BIND | c.MS_REC)
         m.mount(None, root, None, c.MS_PRIVATE)
         self.root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -99,6 +99,8 @@ class Performer:
             raise ContainerError(f"cannot bind {op.source} on {op.destination}: the source does not exist")
         else:
             is_directory = not bind or os.path.isdir(op.source)
+        if op.fstype == "tmpfs" and not bind and "mode=" not in op.data:
+            op = self._with_mode(op)
         if not op.flags & c.MS_REMOUNT:
             self._ensure(op.destination, is_directory)
         if op.tree is not None:
@@ -127,6 +129,17 @@ class Performer:
                 m.mount_setattr(fd, op.recursive_set, op.recursive_clear, recursive=True)
             finally:
                 os.close(fd)
+
+    def _with_mode(self, op: ops.Mount) -> ops.Mount:
+        """Give a tmpfs the mode of the directory that it covers, instead of one that everybody may write to."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = m.openat2(self.root_fd, op.destination, os.O_PATH)
+            try:
+                mode = f"mode={stat.S_IMODE(os.fstat(fd).st_mode):o}"
+            finally:
+                os.close(fd)
+            return replace(op, data=",".join(filter(None, (op.data, mode))))
+        return op
 
     def _mount_kernel(self, op: ops.Mount) -> None:
         """Mount a file system of the kernel's, never through a link.
@@ -257,16 +270,39 @@ class Performer:
     def _PivotRoot(self, op: ops.PivotRoot) -> None:
         os.fchdir(self.root_fd)
         if self.no_pivot:
+            self._hide_kernel_mounts()
             m.mount(".", "/", None, c.MS_MOVE)
             os.chroot(".")
         else:
-            # The new root is put on top of the old one in one place, so no directory for the old one is needed.
-            m.pivot_root(".", ".")
+            # The old root comes to lie on the new one in one place, so no directory for it is needed. It is made a slave
+            # by its own descriptor: the new root's mounts keep the propagation that they were given.
+            old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                m.pivot_root(".", ".")
+                os.fchdir(old)
+            finally:
+                os.close(old)
             m.mount(None, ".", None, c.MS_SLAVE | c.MS_REC)
             m.umount2(".", c.MNT_DETACH)
         os.chdir("/")
         os.close(self.root_fd)
         self.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _hide_kernel_mounts(self) -> None:
+        """Unmount every proc and sysfs of the host: without pivot_root they would stay in this namespace, out of sight.
+
+        The kernel lets a user namespace mount its own unmasked proc as long as one unmasked is there (mount_too_revealing).
+        """
+        for mount in reversed(read_mountinfo()):
+            inside = mount.mount_point == self.root or mount.mount_point.startswith(self.root + "/")
+            if mount.fstype not in ("proc", "sysfs") or inside:
+                continue
+            try:
+                m.umount2(mount.mount_point, c.MNT_DETACH)
+            except OSError as e:
+                if e.errno not in (errno.EINVAL, errno.EPERM):
+                    raise
+                m.mount("tmpfs", mount.mount_point, "tmpfs", c.MS_RDONLY)  # locked: cover it
 
     # After pivot_root /proc is the container's, and may be anything: from here on nothing goes by a path in it.
 
@@ -342,15 +378,6 @@ class Performer:
 
     def _LoopbackUp(self, op: ops.LoopbackUp) -> None:
         loopback_up()
-
-
-_WITHOUT_ROOTFS = (ops.Sysctl, ops.Hostname, ops.Domainname, ops.LoopbackUp)
-
-
-def perform_without_rootfs(operations: tuple[ops.Op, ...]) -> None:
-    """Carry out what does not touch the rootfs, for a container that joins a mount namespace. Raises: ContainerError."""
-    performer = Performer.__new__(Performer)
-    performer.run(tuple(op for op in operations if isinstance(op, _WITHOUT_ROOTFS)))
 
 
 def _mount_point_of(path: str) -> str:

@@ -6,28 +6,50 @@ import errno
 import os
 
 from runtime.errors import ContainerError, KernelError, Unsupported
-from runtime.files import close_all
-from runtime.linux import const
+from runtime.linux import const, namespace
 from runtime.linux import mount as m
+from runtime.linux.process import clone
+from runtime.process.handshake import Channel
 from runtime.process.userns import open_with_mappings
 from runtime.setup import ops
 from runtime.setup.plan import SetupPlan
 
 
-def open_trees(plan: SetupPlan) -> dict[int, int]:
-    """Open what the plan's operations have numbers for; return number -> descriptor.
+def send_trees(plan: SetupPlan, pid: int, channel: Channel) -> None:
+    """Open what the plan's operations have numbers for, and send it to the container's first process.
 
-    Raises: ContainerError; Unsupported where a file system cannot be id-mapped. Then none is left open.
+    They are opened with the verb's rights, but in the process's mount namespace: its copies of the host's mounts have
+    the host's flags locked, so that nobody in a user namespace can take a read-only mount's flag off.
+
+    Raises: ContainerError; Unsupported where a file system cannot be id-mapped.
     """
-    opened: dict[int, int] = {}
+    wanted = [op for op in plan.before_hooks if isinstance(op, ops.Mount) and op.tree is not None]
+    if not wanted:
+        return
+    mounts = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    ours, theirs = Channel.pair()
+    helper = clone(0)
+    if helper == 0:
+        try:
+            namespace.setns(mounts, const.CLONE_NEWNS)
+            for op in wanted:
+                fd = _open(op)
+                channel.send({"tree": op.tree}, fd)
+                os.close(fd)
+            theirs.send({"done": True})
+        except ContainerError as e:
+            theirs.send({"error": e.as_dict()})
+        except BaseException as e:
+            theirs.send({"error": {"message": f"cannot open the sources of bind mounts: {e}"}})
+        finally:
+            os._exit(0)
+    theirs.close()
+    os.close(mounts)
     try:
-        for op in plan.before_hooks:
-            if isinstance(op, ops.Mount) and op.tree is not None:
-                opened[op.tree] = _open(op)
-    except BaseException:
-        close_all(list(opened.values()))
-        raise
-    return opened
+        ours.expect("done")
+    finally:
+        ours.close()
+        os.waitpid(helper, 0)
 
 
 def _open(op: ops.Mount) -> int:

@@ -26,6 +26,7 @@ class State(Value):
     cgroup_paths: Mapping[str, str] = MappingProxyType({})  # controller, "" for v2 -> directory
     cgroup_parents: tuple[str, ...] = ()  # directories above those that were made for it
     stdio: tuple[str, str, str] = ("", "", "")  # what fds 0-2 of the container were at its start
+    new_keyring: bool = True
     systemd_unit: tuple[str, str] | None = None  # slice and scope, where systemd manages the cgroup
 
 

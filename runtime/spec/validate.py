@@ -5,7 +5,6 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from runtime.linux.capability_names import NUMBERS
 from runtime.linux.const import CLOCKS, NAMESPACES
 from runtime.spec import mount_options
 from runtime.spec.config import IdMapping, Process, Spec
@@ -56,6 +55,8 @@ def _namespaces(spec: Spec) -> list[str]:
             problems.append(f"{at}/type: {namespace.type!r} is listed twice")
         if namespace.path and not namespace.path.startswith("/"):
             problems.append(f"{at}/path: {namespace.path!r} must be absolute")
+        if namespace.type == "mount" and namespace.path:
+            problems.append(f"{at}/path: a mount namespace cannot be joined: /root, /mounts and masks would have no effect")
         seen.add(namespace.type)
     if "mount" not in seen:
         problems.append("/linux/namespaces: a container needs a mount namespace of its own")
@@ -128,17 +129,21 @@ def _names(spec: Spec) -> list[str]:
     return problems
 
 
-def _sysctl(spec: Spec, name: str) -> str:
+def sysctl_namespace(name: str) -> str | None:
+    """Return the type of the namespace that a parameter belongs to; None for one that is the whole host's."""
     key = name.replace("/", ".") if "/" in name and "." not in name else name
+    if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
+        return "ipc"
+    if key.startswith("net."):
+        return "network"
+    return "uts" if key in ("kernel.domainname", "kernel.hostname") else None
+
+
+def _sysctl(spec: Spec, name: str) -> str:
     if ".." in name.split("/") or name.startswith("/"):
         return "is no name of a parameter"
-    if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
-        needed = "ipc"
-    elif key.startswith("net."):
-        needed = "network"
-    elif key in ("kernel.domainname", "kernel.hostname"):
-        needed = "uts"
-    else:
+    needed = sysctl_namespace(name)
+    if needed is None:
         return "is not a parameter of a namespace, and would change the host"
     return "" if spec.linux.namespace(needed) else f"needs a {needed} namespace of the container's own"
 
@@ -166,10 +171,6 @@ def check_process(process: Process) -> list[str]:
         if 0 <= rlimit.hard < rlimit.soft:
             problems.append(f"/process/rlimits/{i}/soft: {rlimit.soft} is above the hard limit {rlimit.hard}")
         seen.add(rlimit.type)
-    for name, members in (process.capabilities or {}).items():
-        for i, member in enumerate(members):
-            if member not in NUMBERS:
-                problems.append(f"/process/capabilities/{name}/{i}: {member!r} is no capability")
     for name, cpus in zip(("initial", "final"), process.exec_cpu_affinity, strict=True):
         try:
             cpu_set(cpus or "0")

@@ -40,7 +40,6 @@ def _refused(oci: Oci, bundle: Path, *words: str) -> None:
             lambda c: c["process"].update(rlimits=[{"type": "RLIMIT_X", "soft": 1, "hard": 1}]),
             ["/process/rlimits/0/type", "RLIMIT_X"],
         ),
-        (lambda c: c["process"].update(capabilities={"bounding": ["CAP_X"]}), ["/process/capabilities/bounding/0", "CAP_X"]),
         (lambda c: c["linux"].update(namespaces=[{"type": "moon"}]), ["/linux/namespaces/0/type", "moon"]),
         (lambda c: c["linux"].update(seccomp={"defaultAction": "SCMP_ACT_MAYBE"}), ["/linux/seccomp/defaultAction", "MAYBE"]),
         (lambda c: c["linux"].update(sysctl={"kernel.panic": "1"}), ["/linux/sysctl/kernel.panic"]),

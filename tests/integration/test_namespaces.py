@@ -177,6 +177,7 @@ def test_idmapped_mounts(oci: Oci, bundles: BundleMaker, tmp_path: Path, option:
 def test_idmapped_mount_with_the_mappings_of_the_container(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     """What user 1000 owns outside is user 1000's inside, though users are mapped."""
     source = idmap_source(tmp_path)
+    subprocess.run(["umount", source / "below"], check=True)  # its mount would be locked to this one: only rbind could take both
 
     def change(config: dict[str, Any]) -> None:
         in_user_namespace(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from tests.helpers.bundle import BundleMaker
 from tests.helpers.cgroups import read, v2_only
 from tests.helpers.elsewhere import Elsewhere, mounted
-from tests.helpers.oci import Oci
+from tests.helpers.oci import Oci, wait_for
 
 # Controllers that hosts seldom mount. Whoever mounts a v1 controller makes its tree, for a while.
 MORE = " && ".join(f"mkdir -p /tmp/cg-{n} && mount -t cgroup -o {n} {n} /tmp/cg-{n}" for n in ("net_cls", "net_prio"))
@@ -78,6 +79,14 @@ def more(tmp_path: Path) -> Iterator[Elsewhere]:
     # The controllers' hierarchies end with their last cgroup and mount.
     with mounted(MORE.replace("/tmp/cg-", f"{tmp_path}/cg-"), tmp_path / "state") as oci:
         yield oci
+    wait_for(lambda: all(released(name) for name in ("net_cls", "net_prio")), "the end of the trees", timeout_s=30)
+
+
+def released(controller: str) -> bool:
+    """End a v1 tree: one whose cgroups were still going at its last unmount stays until it is mounted once more."""
+    script = f"mount --make-rprivate / && mount -t cgroup -o {controller} x /mnt && umount /mnt"
+    subprocess.run(["unshare", "-m", "sh", "-c", script], check=False, capture_output=True)
+    return any(line.split()[:2] == [controller, "0"] for line in Path("/proc/cgroups").read_text().splitlines())
 
 
 def in_namespace(oci: Elsewhere, path: str) -> str:

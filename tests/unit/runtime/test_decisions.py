@@ -201,7 +201,7 @@ def test_weights_are_in_range(shares: int) -> None:
 
 def _interpret(program: bytes, kind: int, access: int, major: int, minor: int) -> bool:
     """Run a device program: an eBPF interpreter of the instructions that it uses."""
-    code = [struct.unpack("<BBhi", program[i : i + 8]) for i in range(0, len(program), 8)]
+    code = [struct.unpack("<BBhI", program[i : i + 8]) for i in range(0, len(program), 8)]
     memory = struct.pack("<III", access << 16 | kind, major, minor)
     r, pc = [0] * 11, 0
     while True:
@@ -218,11 +218,11 @@ def _interpret(program: bytes, kind: int, access: int, major: int, minor: int) -
             r[dst] = imm
         elif op == 0xBF:
             r[dst] = r[src]
-        elif op == 0x55:
+        elif op == 0x56:
             pc += off if r[dst] != imm else 0
-        elif op == 0x15:
+        elif op == 0x16:
             pc += off if r[dst] == imm else 0
-        elif op == 0x5D:
+        elif op == 0x5E:
             pc += off if r[dst] != r[src] else 0
         elif op == 0x95:
             return bool(r[0])
