@@ -317,3 +317,27 @@ def test_a_bundle_that_is_there_is_kept(bundles: BundleMaker, tmp_path: Path) ->
     path = bundles("true")
     done = bundle("create", path, "--from", path / "rootfs")
     assert done.returncode == 1 and "exists" in done.stderr and (path / "config.json").exists()
+
+
+def test_a_bundle_is_closed_to_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    made(tmp_path / "b", "--from", tmp_path / "plain")
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../../secret.tar", "link", "fifo"])
+def test_an_unpacked_archive_reads_nothing_outside(tmp_path: Path, name: str) -> None:
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (tmp_path / "secret.tar").write_bytes(layer(entry("secret")))
+    (saved / "link").symlink_to(tmp_path / "secret.tar")
+    os.mkfifo(saved / "fifo")
+    (saved / "config.json").write_text("{}")
+    (saved / "manifest.json").write_text(json.dumps([{"Config": "config.json", "Layers": [name]}]))
+    done = bundle("create", tmp_path / "b", "--from", saved)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "b").exists()
+
+
+def test_only_a_bundle_of_ours_is_deleted(bundles: BundleMaker) -> None:
+    path = bundles("true")
+    assert bundle("delete", path).returncode == 1 and (path / "config.json").exists()

@@ -91,3 +91,11 @@ def test_detached_with_pid_file(running: Oci, tmp_path: Path) -> None:
     pid = int((tmp_path / "pid").read_text())
     assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x0050\x00"
     assert pid in json.loads(running.ok("ps", "--format", "json", "c"))
+
+
+@pytest.mark.parametrize(
+    "args", [("-u", "-1"), ("-u", "4294967295"), ("-u", "1:-1"), ("-u", "name"), ("-g", "-1"), ("--cwd", "tmp"), ("--env", "X")]
+)
+def test_what_no_process_can_have(running: Oci, args: tuple[str, ...]) -> None:
+    done = running.run("exec", *args, "c", "id")
+    assert done.returncode != 0 and done.stdout == "" and "Traceback" not in done.stderr

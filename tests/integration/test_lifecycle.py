@@ -167,3 +167,25 @@ def test_json_log(oci: Oci, tmp_path: object) -> None:
     entry = json.loads(open(log).read().splitlines()[-1])
     assert (entry["level"], entry["msg"]) == ("error", "container does not exist: nothing")
     assert "container does not exist" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
+def test_a_signal_before_start_ends_the_container(oci: Oci, bundles: BundleMaker, name: str) -> None:
+    null = subprocess.DEVNULL
+    oci.ok("create", "--bundle", bundles("sleep", "60"), "c", stdout=null, stderr=null)
+    oci.ok("kill", "c", name)
+    oci.wait_status("c", "stopped")
+    oci.ok("delete", "c")
+
+
+def test_a_created_container_is_deleted_without_force(oci: Oci, bundles: BundleMaker) -> None:
+    null = subprocess.DEVNULL
+    oci.ok("create", "--bundle", bundles("sleep", "60"), "c", stdout=null, stderr=null)
+    oci.ok("delete", "c")
+    assert oci.run("state", "c").returncode != 0
+
+
+def test_signal_0_asks_whether_it_is_there(oci: Oci, bundles: BundleMaker) -> None:
+    oci.detached(bundles("sleep", "60"), "c")
+    oci.ok("kill", "c", "0")
+    assert oci.status("c") == "running"

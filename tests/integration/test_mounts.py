@@ -193,3 +193,35 @@ def test_cgroup_mount_is_the_containers_own_and_readonly(oci: Oci, bundles: Bund
     assert "Read-only file system" in done.stderr or "Permission denied" in done.stderr
     assert "\n1\n" in done.stdout
     assert all(line.endswith(":/") for line in done.stdout.splitlines() if ":" in line)
+
+
+@pytest.mark.parametrize("mode", ["rshared", "shared"])
+def test_what_is_mounted_inside_a_shared_mount_appears_outside(oci: Oci, bundles: BundleMaker, tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", source], check=True)
+    subprocess.run(["mount", "--make-shared", source], check=True)
+
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"].append({"destination": "/m", "type": "bind", "source": str(source), "options": ["rbind", mode]})
+        config["linux"]["rootfsPropagation"] = mode
+        for name in ("bounding", "effective", "permitted"):
+            config["process"]["capabilities"][name].append("CAP_SYS_ADMIN")
+
+    try:
+        bundle = bundles("sh", "-c", "mkdir /m/inner && mount -t tmpfs none /m/inner && sleep 60", change=change)
+        oci.detached(bundle, "c")
+        wait_for(lambda: f" {source}/inner " in Path("/proc/self/mountinfo").read_text(), "the mount outside")
+        assert "/rootfs" not in "".join(
+            line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(bundle) in line
+        )
+    finally:
+        oci.run("delete", "--force", "c")
+        subprocess.run(["umount", "-R", source], check=True)
+
+
+def test_a_tmpfs_has_the_mode_of_what_it_covers(oci: Oci, bundles: BundleMaker) -> None:
+    mounts = [{"destination": d, "type": "tmpfs", "source": "tmpfs"} for d in ("/etc", "/new")]
+    bundle = bundles("stat", "-c", "%a", "/etc", "/new", change=mounting(*mounts))
+    (bundle / "rootfs/etc").chmod(0o751)
+    assert oci.inside(bundle).split()[0] == "751"

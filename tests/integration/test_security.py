@@ -22,6 +22,7 @@ import pytest
 
 from tests.helpers.bundle import BundleMaker, busybox
 from tests.helpers.oci import Oci, wait_for
+from tests.integration.test_namespaces import give, in_user_namespace
 
 
 def interpreter() -> Path:
@@ -335,3 +336,95 @@ def test_state_of_another_is_not_followed(oci: Oci, bundles: BundleMaker, tmp_pa
         fd = os.open(bundle / "config.json", os.O_RDONLY | os.O_NONBLOCK)
         wait_for(lambda: not writer.is_alive(), "the writer's end")
         os.close(fd)
+
+
+def test_no_pivot_leaves_no_unmasked_proc_behind(oci: Oci, bundles: BundleMaker) -> None:
+    """A user namespace made inside may mount its own proc only if an unmasked one is there to be seen."""
+
+    def change(config: dict[str, Any]) -> None:
+        for name in ("bounding", "effective", "permitted"):
+            config["process"]["capabilities"][name].append("CAP_SETFCAP")
+
+    script = "unshare -Urmpf sh -c 'mount -t proc proc /tmp && test -w /tmp/sys/kernel/core_pattern && echo open'; echo done"
+    done = oci.run("run", "--no-pivot", "--bundle", bundles("sh", "-c", script, change=change), "c")
+    assert done.stdout.split() == ["done"], done
+
+
+def test_flags_of_the_hosts_mounts_stay_in_a_user_namespace(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """What is mounted read-only on the host cannot be made writable by the root of a user namespace."""
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=777", "none", source], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", source], check=True)
+
+    def change(config: dict[str, Any]) -> None:
+        in_user_namespace(config)
+        for name in ("bounding", "effective", "permitted"):
+            config["process"]["capabilities"][name].append("CAP_SYS_ADMIN")
+        config["mounts"].append({"destination": "/data", "type": "bind", "source": str(source), "options": ["rbind"]})
+
+    try:
+        script = "mount -o remount,bind,rw /data; touch /data/pwned && echo written; echo done"
+        done = oci.run("run", "--bundle", give(bundles("sh", "-c", script, change=change)), "c")
+        assert done.stdout.split() == ["done"], done
+    finally:
+        subprocess.run(["umount", source], check=True)
+
+
+@pytest.mark.ferry
+def test_a_paused_exec_keeps_nobody_from_ending_the_container(oci: Oci, bundles: BundleMaker) -> None:
+    oci.detached(bundles("sleep", "60"), "c")
+    oci.ok("pause", "c")
+    hanging = subprocess.Popen(
+        oci.argv("exec", "--ignore-paused", "c", "true"), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        time.sleep(0.5)
+        assert hanging.poll() is None
+        oci.ok("delete", "--force", "c")
+    finally:
+        hanging.kill()
+        hanging.wait()
+
+
+def test_a_host_namespaces_parameters_are_not_set(oci: Oci, bundles: BundleMaker) -> None:
+    before = Path("/proc/sys/net/ipv4/ip_default_ttl").read_text()
+
+    def change(config: dict[str, Any]) -> None:
+        namespaces = [n for n in config["linux"]["namespaces"] if n["type"] != "network"]
+        config["linux"]["namespaces"] = [*namespaces, {"type": "network", "path": f"/proc/{os.getpid()}/ns/net"}]
+        config["linux"]["sysctl"] = {"net.ipv4.ip_default_ttl": "33"}
+
+    done = oci.run("run", "--bundle", bundles("true", change=change), "c")
+    assert done.returncode != 0 and "sysctl" in done.stderr
+    assert Path("/proc/sys/net/ipv4/ip_default_ttl").read_text() == before
+
+
+@pytest.mark.ferry
+def test_a_profile_that_would_bypass_the_stub_is_refused(oci: Oci, bundles: BundleMaker) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["noNewPrivileges"] = False
+        config["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["execveat"], "action": "SCMP_ACT_ERRNO"}]
+        }  # fmt: skip
+
+    done = oci.run("run", "--bundle", bundles("true", change=change), "c")
+    assert done.returncode == 1 and "execveat" in done.stderr
+
+
+def test_a_deep_tree_of_cgroups_can_be_deleted(oci: Oci, bundles: BundleMaker) -> None:
+    """A container that may write its cgroup mount nests cgroups deeper than calls of Python's nest."""
+    oci.detached(bundles("sleep", "60", change=lambda c: c["linux"].update(cgroupsPath="/ferry-deep")), "c")
+    base = next(p for p in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if (p / "ferry-deep").is_dir())
+    fd = os.open(base / "ferry-deep", os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(1100):
+        try:
+            os.mkdir("d", dir_fd=fd)
+        except OSError:
+            break  # as deep as this kernel lets them be
+        inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    oci.ok("delete", "--force", "c")
+    assert not (base / "ferry-deep").exists()
