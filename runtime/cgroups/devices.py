@@ -32,18 +32,17 @@ def v1_rules(rules: tuple[DeviceRule, ...]) -> list[tuple[bool, str]]:
 def merged(rules: tuple[DeviceRule, ...]) -> list[DeviceRule]:
     """Join what several rules allow of one device, where no denial stands between them: one open asks for all of it."""
     found: list[DeviceRule] = []
+    since = 0  # the first rule after the last denial
     for rule in rules:
-        same = (rule.type, rule.major, rule.minor)
-        for i in range(len(found) - 1, -1, -1):
-            if not rule.allow or not found[i].allow:
-                break
-            if (found[i].type, found[i].major, found[i].minor) == same:
-                found[i] = replace(found[i], access="".join(sorted({*found[i].access, *rule.access})))
-                break
-        else:
-            i = -1
-        if i < 0 or not rule.allow or not found[i].allow or (found[i].type, found[i].major, found[i].minor) != same:
-            found.append(rule)
+        same = (rule.allow, rule.type, rule.major, rule.minor)
+        twins = [i for i in range(since, len(found)) if (found[i].allow, found[i].type, found[i].major, found[i].minor) == same]
+        if rule.allow and twins:
+            access = "".join(sorted({*found[twins[0]].access, *rule.access}))
+            found[twins[0]] = replace(found[twins[0]], access=access)
+            continue
+        found.append(rule)
+        if not rule.allow:
+            since = len(found)
     return found
 
 

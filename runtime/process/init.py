@@ -20,7 +20,7 @@ from runtime.process import confine, console, identity
 from runtime.process.confine import Confinement
 from runtime.process.execute import execute
 from runtime.process.handshake import Channel, wait_for_start
-from runtime.process.hooks import run_hooks
+from runtime.process.hooks import run_hooks, run_inside
 from runtime.process.perform import Performer
 from runtime.setup.plan import SetupPlan
 from runtime.spec import mount_options
@@ -93,7 +93,8 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
     performer.run(orders.plan.before_hooks)
     channel.send({"hooks": True})
     channel.expect("go")
-    run_hooks(spec.hooks.get("createContainer", ()), "createContainer", orders.hook_state, cwd=orders.rootfs)
+    state = {**orders.hook_state, "pid": os.getpid()}  # as it is seen where these hooks run
+    run_hooks(spec.hooks.get("createContainer", ()), "createContainer", state, cwd=orders.rootfs)
     performer.run(orders.plan.after_hooks)
     os.close(performer.root_fd)
     if process.terminal:
@@ -113,7 +114,7 @@ def _main(orders: InitOrders, channel: Channel, listener: socket.socket) -> NoRe
     starter = wait_for_start(listener)
     try:
         hooks = orders.spec.hooks.get("startContainer", ())
-        run_hooks(hooks, "startContainer", {**orders.hook_state, "status": "created"})
+        run_inside(hooks, "startContainer", {**state, "status": "created"})
         execute(command, process, env, orders.preserve_fds, orders.confinement, labels, later, starter)
     except ContainerError as e:
         fail(starter, e)

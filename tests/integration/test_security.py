@@ -65,6 +65,21 @@ def test_cve_2019_5736_the_runtimes_own_file_is_not_executed_inside(oci: Oci, bu
 
 
 @pytest.mark.ferry
+def test_cve_2019_5736_by_a_hook_that_runs_inside(oci: Oci, bundles: BundleMaker) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["rlimits"] = [{"type": "RLIMIT_CPU", "soft": 1, "hard": 1}]
+        config["hooks"] = {"startContainer": [{"path": "/bin/hostile"}]}
+
+    bundle = bundles("true", change=change)
+    script = bundle / "rootfs/bin/hostile"
+    script.write_text("#!/proc/self/exe\n")
+    script.chmod(0o755)
+    done = oci.run("run", "--bundle", bundle, "c")
+    # The stub executes itself until its processor time is used up; the interpreter, without its loader, would not be found.
+    assert done.returncode == 1 and ("status -24" in done.stderr or "status -9" in done.stderr), done
+
+
+@pytest.mark.ferry
 def test_cve_2019_5736_exe_of_the_process_that_executes_is_a_sealed_file(oci: Oci, bundles: BundleMaker) -> None:
     """Between us and the container's program only the stub is there; whoever catches it cannot write it."""
     from runtime.linux import execstub

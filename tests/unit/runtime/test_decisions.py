@@ -329,3 +329,9 @@ def test_errors_cross_a_pipe() -> None:
 def test_stat_with_a_hostile_name() -> None:
     text = "7 (a) S 9 (b)) R 3 " + " ".join(str(n) for n in range(5, 60))
     assert procfs.parse_stat(text).ppid == 3
+
+
+def test_what_two_rules_allow_of_a_device_can_be_asked_for_at_once() -> None:
+    read, write = (DeviceRule(True, "c", 7, 2**31, a) for a in "rw")
+    assert _interpret(devices.v2_program((read, write)), 2, 6, 7, 2**31)
+    assert not _interpret(devices.v2_program((read, DeviceRule(False, "c", 7, 2**31, "r"), write)), 2, 6, 7, 2**31)
