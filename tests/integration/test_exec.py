@@ -63,6 +63,7 @@ def test_a_process_document(running: Oci, tmp_path: Path) -> None:
     assert running.ok("exec", "--process", tmp_path / "process.json", "c").split() == ["y", "/etc"]
 
 
+@pytest.mark.ferry  # runc wants a terminal of its caller's
 def test_a_terminal(running: Oci) -> None:
     assert running.ok("exec", "--tty", "c", "tty").strip().startswith("/dev/pts/")
 

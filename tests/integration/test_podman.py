@@ -34,6 +34,7 @@ class Podman:
             f'[containers]\nnetns = "none"\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
         )
         runtime = os.environ.get("RUNTIME") or OURS
+        self.runs_ours = runtime == OURS
         self._argv = ["podman", "--runtime", shutil.which(runtime) or runtime]
         self.env = {
             **os.environ,
@@ -76,7 +77,9 @@ def podman(_podman: Podman) -> Iterator[Podman]:
     yield _podman
     _podman.run("pod", "rm", "-a", "-f", "-t", "0")
     _podman.run("rm", "-a", "-f", "-t", "0")
-    assert Snapshot.take().more_than(before) == []
+    # runc leaves the directory of a pod in the trees that podman does not look after.
+    left = [x for x in Snapshot.take().more_than(before) if "/libpod_parent" not in x or _podman.runs_ours]
+    assert left == []
 
 
 def test_run(podman: Podman) -> None:

@@ -159,6 +159,7 @@ def test_cve_2023_28642_proc_or_sys_as_a_link_is_refused(oci: Oci, bundles: Bund
     assert done.returncode != 0 and "ordinary directory" in done.stderr
 
 
+@pytest.mark.ferry  # runc 1.1.5 loses this race, and makes directories on the host
 def test_cve_2021_30465_a_link_that_changes_while_mounting(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     """Two containers share a volume; one exchanges a directory in it with a link to / for ever."""
     volume = tmp_path / "volume"
