@@ -96,10 +96,6 @@ class Manager:
         directory = self._directory("freezer") or self._directory("")
         return str(directory) if directory else None
 
-    def occupied(self) -> bool:
-        """Say whether any of the directories holds processes already."""
-        return bool(self.pids())
-
     def create(self) -> list[str]:
         """Make the directories; return those above them that were missing, too. Idempotent.
 

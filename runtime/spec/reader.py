@@ -92,9 +92,6 @@ class Reader:
     def flag(self, key: str) -> bool:
         return bool(self._get(key, bool, "true or false"))
 
-    def flag_or_none(self, key: str) -> bool | None:
-        return self._get(key, bool, "true or false")
-
     def integer_or_none(self, key: str, low: int = _INT_MIN, high: int = _INT_MAX) -> int | None:
         value = self._get(key, int, "an integer")
         if value is not None and not low <= value <= high:
