@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -58,7 +59,8 @@ class Strace:
             verb.wait(timeout=60)
             err.seek(0)
             text = err.read()
-        wait_for(lambda: f"{verb.pid} +++" in self._text(), "strace's last word on the verb")
+        ended = re.compile(rf"^{verb.pid} +\+\+\+", re.MULTILINE)  # short numbers are padded
+        wait_for(lambda: ended.search(self._text()), "strace's last word on the verb")
         self._let_go()
         struck = "INJECTED" in self._text() or "+++ killed by SIGKILL" in self._text()
         return subprocess.CompletedProcess(verb.args, verb.returncode, "", text), struck
