@@ -2,46 +2,91 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from runtime import log
 from runtime.cli.main import Globals
-from runtime.cli.options import controller, criu_options, hold_options, reporting
+from runtime.cli.options import controller, criu_options, criu_values, hold_options, reporting, size
 from runtime.container.container import Container
-from runtime.criu.checkpoint import checkpoint
-from runtime.criu.options import CgroupsMode, CheckpointOptions
+from runtime.criu import configfiles
+from runtime.criu.checkpoint import check, checkpoint
+from runtime.criu.findings import Severity
+from runtime.criu.options import CheckpointOptions, PreDumpMode
+from runtime.errors import UsageError
+
+NOT_READY = 4
 
 
 @click.command(help="Dump a running container into an image directory.")
 @criu_options
 @hold_options
+@click.option("--parent-path", type=click.Path(path_type=Path), help="Directory of the dump before this one.")
+@click.option("--pre-dump", is_flag=True, help="Write the memory only, and let the container run.")
+@click.option("--pre-dump-mode", type=click.Choice(["splice", "read"]), default="splice", hidden=True)
 @click.option("--leave-running", is_flag=True, help="Let the container run on afterwards.")
+@click.option("--tcp-skip-in-flight", is_flag=True, help="Leave out connections that are being made; this is always done.")
+@click.option("--status-fd", type=int, help="Descriptor that gets a NUL when memory can be fetched with --lazy-pages.")
+@click.option(
+    "--ghost-limit", "ghost_limit_bytes", metavar="SIZE", callback=size, hidden=True, help="Largest deleted file to keep."
+)
+@click.option("--timeout", "timeout_s", type=click.IntRange(1), hidden=True, help="Seconds until the processes must stand still.")
+@click.option("--force-irmap", is_flag=True, hidden=True, help="Search for the names of files that are watched.")
+@click.option("--check", "only_check", is_flag=True, help="Only say what would stand in the way; exit status 4 if it fails.")
+@click.option("--json", "as_json", is_flag=True, help="With --check: print findings as JSON.")
 @click.argument("container_id")
 @click.pass_obj
 def command(
     g: Globals,
     /,
+    container_id: str,
     image_path: Path | None,
     work_path: Path | None,
-    leave_running: bool,
-    manage_cgroups_mode: str,
+    parent_path: Path | None,
+    pre_dump_mode: str,
     hold: bool,
     control_fd: int | None,
     decision: Path | None,
-    container_id: str,
+    only_check: bool,
+    as_json: bool,
     **flags: Any,
-) -> None:
-    images = (image_path or Path("checkpoint")).absolute()
+) -> int:
+    container = Container(g.store, container_id)
+    values = criu_values(image_path, work_path, flags)
+    # As runc has it, a relative one counts from the image directory.
+    parent = None if parent_path is None else values["image_path"] / parent_path
+    config_file = configfiles.named(container.annotations())
     options = CheckpointOptions(
-        image_path=images,
-        work_path=(work_path or images).absolute(),
-        leave_running=leave_running,
-        cgroups_mode=CgroupsMode[manage_cgroups_mode.upper()],
+        **values,
+        parent_path=parent,
+        pre_dump_mode=PreDumpMode[pre_dump_mode.upper()],
+        config_file=config_file,
         debug=g.debug,
-        **flags,
     )
+    if only_check:
+        return _print(container, options, as_json)
+    if options.status_fd is not None and not options.lazy_pages:
+        raise UsageError("--status-fd needs --lazy-pages")
+    if options.lazy_pages and options.page_server is None:
+        raise UsageError("--lazy-pages needs --page-server: the address to serve the memory at")
+    if options.pre_dump and (hold or options.lazy_pages):
+        raise UsageError("--pre-dump goes with neither --hold nor --lazy-pages")
+    for option, file in configfiles.overridden(config_file):
+        log.warning(f"{file} sets {option} for CRIU, which counts more than our options")
     control = controller(hold, control_fd, decision)
     with reporting(control) as report:
-        report.update(checkpoint(Container(g.store, container_id), options, control))
+        report.update(checkpoint(container, options, control))
+    return 0
+
+
+def _print(container: Container, options: CheckpointOptions, as_json: bool) -> int:
+    findings = check(container, options)
+    if as_json:
+        click.echo(json.dumps([f.as_dict() for f in findings], indent=2))
+    else:
+        for f in findings:
+            click.echo(f"{f.severity:4}  {f.words} [{f.code}]{f': {f.remedy}' if f.remedy else ''}")
+    return NOT_READY if any(f.severity == Severity.FAIL for f in findings) else 0

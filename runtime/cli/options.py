@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime.criu.hold import Controller
+from runtime.criu.options import CgroupsMode, CpuCap, NetworkLock
 from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
 from runtime.linux.terminal import send_master
 
@@ -62,24 +63,83 @@ def signal_number(text: str) -> int:
 
 def criu_options(f: F) -> F:
     """Add what `checkpoint` and `restore` have in common."""
+    path = click.Path(path_type=Path)
     modes = click.Choice(["soft", "full", "strict", "ignore"])
     for option in (
-        click.option("--image-path", type=click.Path(path_type=Path), help="Directory of the images (default: checkpoint)."),
-        click.option("--work-path", type=click.Path(path_type=Path), help="Directory of CRIU's log and statistics."),
-        click.option("--tcp-established", is_flag=True, help="Allow open TCP connections."),
+        click.option("--image-path", type=path, help="Directory of the images (default: checkpoint)."),
+        click.option("--work-path", type=path, help="Directory of CRIU's log and statistics."),
+        click.option("--tcp-established", is_flag=True, help="Keep open TCP connections."),
+        click.option("--tcp-close", is_flag=True, help="Drop open TCP connections: they come back closed."),
         click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
         click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
         click.option("--file-locks", is_flag=True, help="Allow file locks."),
+        click.option("--link-remap", is_flag=True, help="Allow open files that have lost the name by which they were opened."),
+        click.option("--lazy-pages", is_flag=True, help="Move memory by userfaultfd, page by page as it is needed."),
+        click.option("--page-server", metavar="ADDRESS:PORT", callback=_address, help="Where memory goes to, or comes from."),
+        click.option("--auto-dedup", is_flag=True, help="Free from the images what newer ones, or the processes, have."),
         click.option(
-            "--manage-cgroups-mode",
-            type=modes,
-            default="ignore",
-            show_default=True,
-            help="What CRIU does about cgroups.",
+            "--empty-ns",
+            metavar="NAMESPACE",
+            multiple=True,
+            type=click.Choice(["network"]),
+            help="Leave its content out of the images.",
         ),
+        click.option(
+            "--manage-cgroups-mode", type=modes, default="ignore", show_default=True, help="What CRIU does about cgroups."
+        ),
+        click.option(
+            "--network-lock", type=click.Choice(["iptables", "nftables", "skip"]), help="How packets are kept out meanwhile."
+        ),
+        click.option("--cpu-cap", metavar="LIST", hidden=True, callback=_cpu_cap, help="What is demanded of the processor."),
     ):
         f = option(f)
     return f
+
+
+def criu_values(image_path: Path | None, work_path: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of CriuOptions that `criu_options` gave: directories made absolute, names made values."""
+    images = (image_path or Path("checkpoint")).absolute()
+    lock, mode = flags.pop("network_lock"), flags.pop("manage_cgroups_mode")
+    return {
+        **flags,
+        "image_path": images,
+        "work_path": (work_path or images).absolute(),
+        "cgroups_mode": CgroupsMode[mode.upper()],
+        "network_lock": None if lock is None else NetworkLock[lock.upper()],
+    }
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise click.BadParameter(f"{value!r} is not ADDRESS:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _cpu_cap(ctx: click.Context, param: click.Parameter, value: str | None) -> CpuCap | None:
+    if value is None:
+        return None
+    found = CpuCap.NONE
+    for name in value.upper().split(","):
+        word, negated = name.removeprefix("^"), name.startswith("^")
+        if word not in CpuCap.__members__:
+            raise click.BadParameter(f"{name.lower()!r} is none of cpu, fpu, ins, image, all, none")
+        found = found & ~CpuCap[word] if negated else found | CpuCap[word]
+    return found
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read a size such as 4M: K, M and G are powers of 1024."""
+    if value is None:
+        return None
+    digits, factor = value.rstrip("KMGkmg"), 1
+    if len(value) - len(digits) == 1:
+        factor = 1 << 10 * (" KMG".index(value[-1].upper()))
+    if not digits.isdigit():
+        raise click.BadParameter(f"{value!r} is no size")
+    return int(digits) * factor
 
 
 def hold_options(f: F) -> F:

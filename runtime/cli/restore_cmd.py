@@ -8,10 +8,20 @@ from typing import Any
 
 import click
 
+from runtime import log
 from runtime.cli.main import Globals
-from runtime.cli.options import console_sender, controller, criu_options, hold_options, launch_options, reporting
+from runtime.cli.options import (
+    console_sender,
+    controller,
+    criu_options,
+    criu_values,
+    hold_options,
+    launch_options,
+    reporting,
+)  # fmt: skip
 from runtime.container import bundle as bundles
-from runtime.criu.options import CgroupsMode, RestoreOptions
+from runtime.criu import configfiles
+from runtime.criu.options import RestoreOptions
 from runtime.criu.restore import final_stats, restore
 from runtime.errors import NotFound
 from runtime.process.exec import write_pid_file
@@ -23,6 +33,10 @@ from runtime.process.foreground import Foreground
 @criu_options
 @hold_options
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background.")
+@click.option("--lsm-profile", metavar="TYPE:NAME", help="Security profile instead of the one at the checkpoint.")
+@click.option("--lsm-mount-context", metavar="CONTEXT", help="Mount context instead of the one at the checkpoint.")
+@click.option("--skip-file-rwx-check", is_flag=True, hidden=True, help="Do not compare the modes of open files.")
+@click.option("--wipe", is_flag=True, help="Destroy the images when they are not needed any more.")
 @click.option("--no-subreaper", is_flag=True, help="Accepted; nothing is reaped here but the container itself.")
 @click.argument("container_id")
 @click.pass_obj
@@ -38,30 +52,32 @@ def command(
     preserve_fds: int,
     image_path: Path | None,
     work_path: Path | None,
-    manage_cgroups_mode: str,
     hold: bool,
     control_fd: int | None,
     decision: Path | None,
     detach: bool,
     no_subreaper: bool,
+    wipe: bool,
     **flags: Any,
 ) -> int:
-    images = (image_path or Path("checkpoint")).absolute()
+    loaded = bundles.load(bundle)
+    config_file = configfiles.named(loaded.spec.annotations)
     options = RestoreOptions(
-        image_path=images,
-        work_path=(work_path or images).absolute(),
-        cgroups_mode=CgroupsMode[manage_cgroups_mode.upper()],
+        **criu_values(image_path, work_path, flags),
+        preserve_fds=preserve_fds,
+        config_file=config_file,
         systemd_cgroup=g.systemd_cgroup,
         debug=g.debug,
-        **flags,
     )
+    for option, file in configfiles.overridden(config_file):
+        log.warning(f"{file} sets {option} for CRIU, which counts more than our options")
     on_console = console_sender(console_socket)
     foreground = None if detach or hold else Foreground()
     if on_console is None and foreground is not None:
         on_console = foreground.take_master
     control = controller(hold, control_fd, decision)
     with reporting(control) as report:
-        container = restore(g.store, container_id, bundles.load(bundle), options, on_console, control)
+        container = restore(g.store, container_id, loaded, options, on_console, control, wipe=wipe)
         if pid_file:
             write_pid_file(pid_file, container.state.pid)
         if control is not None:

@@ -72,7 +72,7 @@ class Container:
         """Return the bundle as it was when the container was created. Raises: ContainerError."""
         return bundle_module.parse(Path(self.state.bundle), self.store.config_path(self.id))
 
-    def _annotations(self) -> dict[str, str]:
+    def annotations(self) -> dict[str, str]:
         """Return the document's annotations; reading no more of it keeps `state` fast."""
         try:
             annotations = json.loads(self.store.config_path(self.id).read_bytes()).get("annotations")
@@ -81,7 +81,7 @@ class Container:
         return annotations if isinstance(annotations, dict) else {}
 
     def hook_state(self, status: str) -> dict[str, Any]:
-        return oci_state(self.state, status, self._annotations())
+        return oci_state(self.state, status, self.annotations())
 
     def make_cgroups(self, manager: Manager, resources: Resources, where_allowed: bool) -> None:
         """Make and limit the container's cgroups; record what was made. Raises: ContainerError."""
@@ -97,6 +97,20 @@ class Container:
     def _scope(self) -> systemd.Scope | None:
         return systemd.Scope(*self.state.systemd_unit) if self.state.systemd_unit else None
 
+    def record_failure(self, reason: str) -> None:
+        """Leave word of why a container ended that nobody waited for; `state` shows it."""
+        with contextlib.suppress(OSError):
+            (self.store.directory(self.id) / "failure").write_text(reason)
+
+    def run_setup_hooks(self, pid: int) -> None:
+        """Run the hooks that set the namespaces up from outside, for a first process that is not the container's yet.
+
+        Raises: HookFailed.
+        """
+        found = self.bundle().spec.hooks
+        for name in ("prestart", "createRuntime"):
+            hooks.run_hooks(found.get(name, ()), name, oci_state(replace(self.state, pid=pid), "creating", self.annotations()))
+
     def adopt(self, pid: int) -> None:
         """Record the container's first process. Raises: ContainerError when it has ended already."""
         stat = read_stat(pid)
@@ -107,7 +121,10 @@ class Container:
 
     def document(self) -> dict[str, Any]:
         """Return what `state` prints."""
-        return runc_state(self.state, self.status(), self._annotations())
+        annotations = self.annotations()
+        with contextlib.suppress(OSError):
+            annotations = {**annotations, "ferry.failure": (self.store.directory(self.id) / "failure").read_text()}
+        return runc_state(self.state, self.status(), annotations)
 
     def start(self) -> None:
         """Let a created container run its program; where systemd waits for its readiness, wait for that, too.
@@ -250,9 +267,9 @@ class Container:
         with self.store.locked(self.id):
             self.refresh()
             require("delete --force" if force else "delete", self.id, self.status())
-            self._destroy()
+            self.remove()
 
-    def _destroy(self) -> None:
+    def remove(self) -> None:
         """Kill what is left, remove the cgroups, run poststop, remove the state. Hold the lock."""
         manager = self.manager()
         if self.alive() or manager.pids():

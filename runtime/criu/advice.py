@@ -1,49 +1,43 @@
-"""What an error in CRIU's log means for the one who has to do something about it. Pure."""
+"""What an error in CRIU's log means for the one who has to do something about it: a code of `findings`, and its remedy. Pure."""
 
 from __future__ import annotations
 
 import re
 
+from runtime.criu.findings import REMEDY
+
 # First match wins. The patterns are the texts of CRIU's own messages.
-ADVICE: tuple[tuple[str, str], ...] = (
-    (r"Connected TCP socket", "the container has open TCP connections: give --tcp-established"),
-    (
-        r"External socket is used|Can't dump half of stream unix",
-        "a unix socket leads out of the container: close it, or give --ext-unix-sk",
-    ),
-    (r"file locks are hold", "the container holds file locks: give --file-locks"),
-    (r"dangling tty|ctty inheritance|shell-job", "the container uses its caller's terminal: give --shell-job"),
-    (
-        r"Can't lookup mount=\d+ for fd",
-        "an open file of the container lies outside of it, most often its stdin, stdout or stderr",
-    ),
-    (r"ghost file .* increase limit", "a deleted file that is still open is too large"),
-    (
-        r"io_uring",
-        "the container uses io_uring, which CRIU cannot dump: forbid it with sysctl kernel.io_uring_disabled=2",
-    ),
-    (
-        r"Unsupported proto 262",
-        "the container uses MPTCP: set net.mptcp.enabled=0 in it, or GODEBUG=multipathtcp=0 for Go",
-    ),
-    (r"lacks get_rseq_conf", "the kernel cannot tell CRIU about rseq: Linux 5.13 or newer is needed"),
-    (r"nested \w+ namespace", "a process of the container made namespaces of its own, which CRIU cannot dump"),
-    (r"rt vDSO area|sockets: Can't get 1:16", "this CRIU is too old for this kernel: run scripts/install-criu"),
-    (r"CPU (instruction|xsave|capabilities)|FPU feature|xfeatures", "the processors of the two hosts differ too much"),
-    (r"has bad (size|mode|build-ID)", "a file that the process has open is not the one that it had at the checkpoint"),
-    (r"Can't fork for \d+: File exists", "a process number is taken: the container needs its own pid namespace"),
-    (r"Can't bind inet socket", "the container's address is not there"),
-    (r"Locking network failed", "CRIU could not lock the network: is nft or iptables installed?"),
-    (
-        r"Dirty tracking is OFF|Tracking memory is not available",
-        "the kernel has no soft-dirty tracking (CONFIG_MEM_SOFT_DIRTY)",
-    ),
-    (
-        r"Unable to freeze cgroup|Timeout reached",
-        "a process did not stop in time: is one in uninterruptible sleep (state D)?",
-    ),
-    (r"No space left on device", "no space for the images"),
-    (r"lsm profile|lsm types", "the security label of the process cannot be set on this host"),
+_CODES: tuple[tuple[str, str], ...] = (
+    (r"Unsupported proto 262", "mptcp"),
+    (r"Unsupported proto|Unsupported socket|unsupported family|Unsupported type", "socket-protocol"),
+    (r"Connected TCP socket|tcp-established", "tcp-established"),
+    (r"External socket is used|Can't dump half of stream unix|Connection to external", "unix-outside"),
+    (r"file locks are hold", "file-locks"),
+    (r"dangling tty|ctty inheritance|shell-job|tty: Found|Can't find slave peer", "terminal"),
+    (r"ghost file .* increase limit|ghost-limit", "ghost-file"),
+    (r"link-remap|Can't create link remap|Can't dump linked remap", "link-remap"),
+    (r"fsnotify: Can't dump that handle|Handle 0x[0-9a-f]+:0x[0-9a-f]+ cannot be opened", "inotify-overlay"),
+    (r"io_uring", "io-uring"),
+    (r"Unknown shit|anon_inode:", "anonymous-inode"),
+    (r"lacks get_rseq_conf", "kernel-rseq"),
+    (r"nested \w+ namespace", "namespace-nested"),
+    (r"uprobes", "uprobes"),
+    (r"rt vDSO area|sockets: Can't get 1:16|Can't find vDSO area|[Mm]agic doesn't match", "criu-version"),
+    (r"CPU (instruction|xsave|capabilities)|FPU feature|xfeatures|cpu: ", "cpu"),
+    (r"has bad (size|mode|build-ID)|Can't open file .* on restore|Can't open file .*No such file", "file-mismatch"),
+    (r"Can't fork for \d+: File exists|Can't attach to .*: File exists", "pid-taken"),
+    (r"Can't (bind|connect) inet socket", "tcp-address"),
+    (r"Locking network failed", "network-lock"),
+    (r"Dirty tracking is OFF|Tracking memory is not available", "memory-tracking"),
+    (r"Unable to freeze cgroup|Timeout reached", "freeze"),
+    (r"No space left on device", "space"),
+    (r"lsm profile|lsm types", "lsm"),
+    (r"connect to lazy-pages", "lazy-socket"),
+    (r"page-pipe: splice|page-pipe: Can't", "lazy-limits"),
+    (r"doesn't have a proper root mount|has unreachable sharing|Can't lookup mount=", "mount-source"),
+    (r"FS mnt .* unsupported|unsupported fs", "mount-type"),
+    (r"Chr file .* unsupported|Unsupported device|char device", "device"),
+    (r"No parent|parent_img|Can't open parent", "parent"),
 )
 
 # Without CAP_SYS_RESOURCE CRIU says this at every start, and goes on.
@@ -57,10 +51,16 @@ def error_lines(log: str, limit: int = 8) -> tuple[str, ...]:
     return tuple(line for line in lines if not _HARMLESS.search(line))[:limit]
 
 
-def advise(lines: tuple[str, ...]) -> str | None:
-    """Return what to do about the first line that is known."""
+def code(lines: tuple[str, ...]) -> str | None:
+    """Return the code of the first line that is known."""
     for line in lines:
-        for pattern, advice in ADVICE:
+        for pattern, found in _CODES:
             if re.search(pattern, line):
-                return advice
+                return found
     return None
+
+
+def advise(lines: tuple[str, ...]) -> str | None:
+    """Return what to do about the first line that is known, and its code."""
+    found = code(lines)
+    return f"{REMEDY[found]} [{found}]" if found is not None and REMEDY[found] else None

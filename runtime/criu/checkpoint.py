@@ -9,40 +9,56 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import stat
 import time
-from pathlib import Path
 from typing import Any
 
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
-from runtime.criu import images, mounts, network, request
+from runtime.criu import compare, features, images, request, survey, sweep
+from runtime.criu.findings import Finding, examine
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
 from runtime.criu.session import Session
-from runtime.errors import ContainerError, HoldAborted, KernelError
-from runtime.linux.const import NAMESPACES
+from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
+from runtime.files import write_all
+
+
+def check(container: Container, options: CheckpointOptions) -> list[Finding]:
+    """Say what would stand in the way of a checkpoint; nothing is frozen, nothing is written. Raises: ContainerError."""
+    require("checkpoint", container.id, container.status())
+    try:
+        return examine(survey.look(container, options), options)
+    except FileNotFoundError as e:
+        raise ContainerError(f"container {container.id} ended while it was looked at") from e
 
 
 def checkpoint(container: Container, options: CheckpointOptions, controller: Controller | None = None) -> dict[str, Any]:
     """Dump a running container; return CRIU's statistics.
 
-    With a controller, the dump is held until it decides.
+    With a controller, the dump is held until it decides; without one, a container that does not run on is deleted.
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
     images.make(options.image_path)
     images.make(options.work_path)
+    if options.parent_path is not None:
+        images.require_parent(options.parent_path)
     with container.store.locked(container.id):
         container.refresh()
         require("checkpoint", container.id, container.status())
-        facts, stdio = look(container, rebuild_network=controller is not None)
-        images.save_stdio(options.image_path, stdio)
-        images.save_notes(options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore"})
-        dump = _Dump(container, controller, leave_running=options.leave_running)
+        tracks_memory = (options.pre_dump or options.parent_path is not None) and features.tracks_memory()
+        if options.pre_dump:
+            return _pre_dump(container, options, tracks_memory)
+        facts, names = survey.facts(container, options, rebuild_network=controller is not None)
+        images.save_stdio(options.image_path, names[:3])
+        images.save_notes(
+            options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
+        )
+        if not tracks_memory:
+            facts = request.without_parent(facts)
+        dump = _Dump(container, options, facts, controller, compares=options.parent_path is not None and not tracks_memory)
         try:
             with Session() as session:
                 session.run(
@@ -53,27 +69,71 @@ def checkpoint(container: Container, options: CheckpointOptions, controller: Con
                     request.DUMP_LOG,
                     dump.on_notify,
                 )
+            dump.done()
         finally:
             dump.let_go()
+        found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
         if not options.leave_running:
             _wait_dead(container)
+            if controller is None:
+                container.remove()
+    return found
+
+
+def _pre_dump(container: Container, options: CheckpointOptions, tracks_memory: bool) -> dict[str, Any]:
+    """Write the memory, or what of it differs from the parent's, while the container runs."""
+    facts, _ = survey.facts(container, options, rebuild_network=False)
+    if not tracks_memory:
+        return compare.pre_dump(container.manager().pids(), options.image_path, options.parent_path)
+    with Session() as session:
+        session.run(
+            "SINGLE_PRE_DUMP",
+            request.pre_dump(options, facts),
+            options.image_path,
+            options.work_path,
+            request.DUMP_LOG,
+            lambda script, pid, fd: True,
+        )
     return images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
 
 
 class _Dump:
     """Answers CRIU's notifies, and remembers whether the container is to be thawed at the end."""
 
-    def __init__(self, container: Container, controller: Controller | None, leave_running: bool) -> None:
-        self._container, self._controller, self._leave_running = container, controller, leave_running
+    def __init__(
+        self,
+        container: Container,
+        options: CheckpointOptions,
+        facts: ContainerFacts,
+        controller: Controller | None,
+        compares: bool,
+    ) -> None:
+        self._container, self._options, self._facts, self._controller = container, options, facts, controller
+        self._compares = compares
         self._manager = container.manager()
-        self._thaw = self._committed = False
+        self._thaw = self._committed = self._serving = self._answered = False
 
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "pre-dump":
             self._freeze()
+        elif script == "status-ready":
+            self._serve()
         elif script == "post-dump" and self._controller is not None:
+            self._compare()
             self._hold(self._controller)
         return True
+
+    def done(self) -> None:
+        """Finish the images of a dump that was not held."""
+        self._answered = True
+        self._serving = False
+        if self._controller is None:
+            self._compare()
+
+    def _compare(self) -> None:
+        """Where the kernel does not track dirty pages, drop from the images what the parent has already."""
+        if self._compares and self._options.parent_path is not None:
+            compare.drop_known(self._options.image_path, self._options.parent_path, self._options.work_path)
 
     def _freeze(self) -> None:
         if self._controller is not None:
@@ -84,6 +144,16 @@ class _Dump:
         self._manager.freeze()
         if self._controller is not None:
             self._controller.say("frozen")
+
+    def _serve(self) -> None:
+        """CRIU waits for the other side to fetch the memory. From here on a copy may run there: this one must not."""
+        self._serving = True
+        if self._options.status_fd is not None:
+            try:
+                write_all(self._options.status_fd, b"\0")
+                os.close(self._options.status_fd)
+            except OSError as e:
+                raise UsageError(f"--status-fd {self._options.status_fd} cannot be written to: {e.strerror}") from e
 
     def _hold(self, controller: Controller) -> None:
         controller.say("held", pid=self._container.state.pid)
@@ -103,75 +173,18 @@ class _Dump:
         if self._committed:
             # It runs elsewhere by now: also when CRIU failed to kill it, it must not run here again.
             self._manager.signal_all(signal.SIGKILL)
+        if not self._answered:
+            # A CRIU that was killed leaves the container mute.
+            sweep.network_lock(self._container.state.pid)
+        if self._serving:
+            name = self._container.id
+            raise CriuError(
+                f"container {name} is left frozen: its memory was being fetched, and the copy may run there",
+                hint=f"when it does not: runtime resume {name}; when it does: runtime delete --force {name}",
+            )
         if self._thaw:
             with contextlib.suppress(KernelError):
                 self._manager.thaw()
-
-
-def look(container: Container, *, rebuild_network: bool) -> tuple[ContainerFacts, tuple[str, ...]]:
-    """Gather what a dump must know; also the names of descriptors 0-2 as the image will have them.
-
-    `rebuild_network` allows a network namespace that holds nothing of its own to be left out of the images: a
-    restore by this runtime makes an equal one faster than CRIU dumps and restores it.
-    """
-    pid = container.state.pid
-    bundle = container.bundle()
-    binds = mounts.external(bundle.spec, str(bundle.path), container.manager())
-    external, stdio = [], []
-    for number in range(3):
-        name = _stdio_name(pid, number)
-        stdio.append(name)
-        if name.startswith("file["):
-            external.append(name)
-    namespaces = []
-    for kind in network.NAMESPACE_KEY:
-        n = bundle.spec.linux.namespace(kind)
-        if n is not None and n.path:
-            inode = os.stat(f"/proc/{pid}/ns/{NAMESPACES[kind][1]}").st_ino
-            namespaces.append(f"{NAMESPACES[kind][1]}[{inode}]:{network.NAMESPACE_KEY[kind]}")
-    only_loopback = _only_loopback(pid)
-    rebuild = rebuild_network and only_loopback and network.can_rebuild(bundle.spec)
-    if rebuild:
-        namespaces.append(f"net[{os.stat(f'/proc/{pid}/ns/net').st_ino}]:{network.NAMESPACE_KEY['network']}")
-    facts = ContainerFacts(
-        pid=pid,
-        rootfs=container.state.rootfs,
-        binds=binds,
-        external_namespaces=tuple(namespaces),
-        external_files=tuple(external),
-        freezer_path=container.manager().freezer_path,
-        only_loopback=only_loopback,
-        rebuild_network=rebuild,
-        has_nft=_has("nft"),
-        has_iptables=_has("iptables-restore"),
-    )
-    return facts, tuple(stdio)
-
-
-def _has(command: str) -> bool:
-    return shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
-
-
-def _only_loopback(pid: int) -> bool:
-    if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
-        return False
-    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
-    return {line.split(":")[0].strip() for line in lines} <= {"lo"}
-
-
-def _stdio_name(pid: int, number: int) -> str:
-    """Name what a descriptor is: a pipe or socket by itself, a file outside the container by its mount and inode."""
-    path = f"/proc/{pid}/fd/{number}"
-    try:
-        target, found = os.readlink(path), os.stat(path)
-    except OSError:
-        return ""
-    if not stat.S_ISREG(found.st_mode):
-        return target
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines() if ":" in line)
-    mount_id = int(fields["mnt_id"])
-    inside = {int(line.split(" ", 1)[0]) for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
-    return target if mount_id in inside else f"file[{mount_id:x}:{found.st_ino:x}]"
 
 
 def _wait_dead(container: Container, timeout_s: float = 10.0) -> None:

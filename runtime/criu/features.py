@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from functools import cache
 
 from runtime.criu import binary, session
 from runtime.errors import CriuError
@@ -42,3 +43,9 @@ def examine() -> dict[str, str]:
         lines = [line for line in check.stderr.splitlines() if "Error" in line and "rlimit" not in line]
         return {**found, "org.criu.error": f"criu check fails: {lines[-1] if lines else 'no reason given'}"}
     return found
+
+
+@cache
+def tracks_memory() -> bool:
+    """Say whether the kernel tells which pages were written to, as CRIU's own pre-dumps need it. Raises: CriuError."""
+    return session.check_features()["mem_track"]

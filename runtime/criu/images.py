@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from runtime.criu.request import NOTES_FILE, STDIO_FILE
 from runtime.errors import KernelError, NotFound, SpecError
+from runtime.linux import const, mount
+from runtime.process import userns
+from runtime.spec.config import Spec
 
 _STATS = (
-    "freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_written",
+    "freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_skipped_parent", "pages_written",
+    "pages_lazy",
     "forking_time", "restore_time", "pages_restored",
 )  # fmt: skip
+_TIMES = ("freezing_time", "frozen_time", "memdump_time", "memwrite_time")
 
 
 def make(path: Path) -> None:
@@ -27,6 +35,59 @@ def require(path: Path) -> None:
     """Refuse a directory that holds no checkpoint. Raises: NotFound."""
     if not (path / "inventory.img").is_file():
         raise NotFound(f"no checkpoint in {path}: it has no inventory.img", hint="give the directory with --image-path")
+
+
+def require_parent(path: Path) -> None:
+    """Refuse a directory that no dump was written into. Raises: NotFound."""
+    if not any(path.glob("pagemap-*.img")):
+        raise NotFound(
+            f"no dump or pre-dump in {path}: it has no pagemap-*.img", hint="give the one before this by --parent-path"
+        )
+
+
+@contextlib.contextmanager
+def readable_inside(path: Path, spec: Spec) -> Iterator[int]:
+    """Open an image directory for CRIU; for a container with a user namespace so that its root, too, may read there.
+
+    CRIU opens images in processes that are in the new user namespace already, where nobody is the host's root. An id-mapped
+    mount shows them what is the host root's as their own, without a change of the files.
+
+    Raises: ContainerError.
+    """
+    try:
+        if spec.linux.namespace("user") is None or not spec.linux.uid_mappings:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            fd = mount.open_tree(str(path), recursive=False)
+            users = userns.open_with_mappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
+            try:
+                mount.mount_setattr(fd, const.MOUNT_ATTR_IDMAP, 0, recursive=False, userns_fd=users)
+            finally:
+                os.close(users)
+    except OSError as e:
+        raise KernelError(f"cannot open image directory {path} for the container", e.errno or 0) from e
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def wipe(path: Path) -> None:
+    """Overwrite and remove an image directory: what it holds are the memory's secrets. What cannot be removed stays."""
+    for entry in sorted(path.iterdir()):
+        with contextlib.suppress(OSError):
+            if not entry.is_symlink() and entry.is_file():
+                fd = os.open(entry, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    left = os.fstat(fd).st_size
+                    while left > 0:
+                        left -= os.write(fd, bytes(min(left, 1 << 20)))
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            entry.unlink()
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def save_stdio(path: Path, names: tuple[str, ...]) -> None:
@@ -47,12 +108,12 @@ def load_stdio(path: Path) -> list[str]:
     return names[:3]
 
 
-def save_notes(path: Path, notes: dict[str, str]) -> None:
+def save_notes(path: Path, notes: dict[str, Any]) -> None:
     """Keep what a restore by this runtime must know beside CRIU's images."""
     (path / NOTES_FILE).write_text(json.dumps(notes))
 
 
-def load_notes(path: Path) -> dict[str, str]:
+def load_notes(path: Path) -> dict[str, Any]:
     """Return what `save_notes` kept; images of another runtime have none."""
     try:
         notes = json.loads((path / NOTES_FILE).read_text())
@@ -76,3 +137,27 @@ def stats(directory: Path, which: str) -> dict[str, int]:
     except (OSError, KeyError, IndexError):
         return {}
     return {name: int(entry[name]) for name in _STATS if name in entry}
+
+
+def save_stats(directory: Path, found: dict[str, int]) -> None:
+    """Write the statistics of a dump that CRIU had no part in, in its format. Raises: OSError."""
+    from pycriu import images
+
+    entry = {**dict.fromkeys((*_TIMES, "pages_scanned", "pages_skipped_parent", "pages_written"), 0), **found}
+    with (directory / "stats-dump").open("wb") as f:
+        images.dump({"magic": "STATS", "entries": [{"dump": entry}]}, f)
+
+
+def update_stats(directory: Path, changes: dict[str, int]) -> None:
+    """Change CRIU's statistics of a dump, if they are here. Raises: OSError."""
+    from pycriu import images
+
+    path = directory / "stats-dump"
+    try:
+        with path.open("rb") as f:
+            document = images.load(f)
+    except FileNotFoundError:
+        return
+    document["entries"][0]["dump"].update(changes)
+    with path.open("wb") as f:
+        images.dump(document, f)

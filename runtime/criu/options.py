@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from pathlib import Path
 
 from runtime.values import Value
@@ -19,25 +19,71 @@ class CgroupsMode(IntEnum):
     STRICT = 5
 
 
-class CheckpointOptions(Value):
+class NetworkLock(IntEnum):
+    """`--network-lock`: how packets are kept out of a frozen container. Source: rpc.proto, criu_network_lock_method."""
+
+    IPTABLES = 1
+    NFTABLES = 2
+    SKIP = 3
+
+
+class PreDumpMode(IntEnum):
+    """`--pre-dump-mode`: how CRIU reads the memory of a container that runs on. Source: rpc.proto, criu_pre_dump_mode."""
+
+    SPLICE = 1
+    READ = 2
+
+
+class CpuCap(IntFlag):
+    """`--cpu-cap`: which abilities of the processor the images demand. Source: CRIU's criu/include/cr_options.h."""
+
+    NONE = 0
+    FPU = 1
+    CPU = 2
+    INS = 4
+    ALL = 7
+    IMAGE = 8
+
+
+class CriuOptions(Value):
+    """What both have in common. `empty_ns` holds OCI's names of namespaces."""
+
     image_path: Path
     work_path: Path
+    tcp_established: bool = False
+    tcp_close: bool = False
+    ext_unix_sk: bool = False
+    shell_job: bool = False
+    file_locks: bool = False
+    link_remap: bool = False
+    lazy_pages: bool = False
+    auto_dedup: bool = False
+    page_server: tuple[str, int] | None = None
+    empty_ns: tuple[str, ...] = ()
+    cgroups_mode: CgroupsMode = CgroupsMode.IGNORE
+    network_lock: NetworkLock | None = None  # None: by what is there
+    cpu_cap: CpuCap | None = None
+    config_file: Path | None = None  # CRIU's own, whose words count more than ours
+    debug: bool = False
+
+
+class CheckpointOptions(CriuOptions):
+    """Units: bytes, seconds."""
+
+    parent_path: Path | None = None
     leave_running: bool = False
-    tcp_established: bool = False
-    ext_unix_sk: bool = False
-    shell_job: bool = False
-    file_locks: bool = False
-    cgroups_mode: CgroupsMode = CgroupsMode.IGNORE
-    debug: bool = False
+    tcp_skip_in_flight: bool = False
+    status_fd: int | None = None
+    pre_dump: bool = False
+    pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE
+    ghost_limit_bytes: int | None = None  # None: as much as the container's deleted files need
+    timeout_s: int | None = None
+    force_irmap: bool = False
 
 
-class RestoreOptions(Value):
-    image_path: Path
-    work_path: Path
-    tcp_established: bool = False
-    ext_unix_sk: bool = False
-    shell_job: bool = False
-    file_locks: bool = False
-    cgroups_mode: CgroupsMode = CgroupsMode.IGNORE
+class RestoreOptions(CriuOptions):
+    skip_file_rwx_check: bool = False
+    lsm_profile: str | None = None
+    lsm_mount_context: str | None = None
+    preserve_fds: int = 0
     systemd_cgroup: bool = False
-    debug: bool = False

@@ -25,10 +25,12 @@ from runtime.container.container import Container
 from runtime.container.create import cgroups_path, owner, systemd_scope, timestamp
 from runtime.container.store import Store
 from runtime.criu import images, mounts, network, request
+from runtime.criu import lazy as lazy_module
 from runtime.criu.hold import Controller, Decision
+from runtime.criu.lazy import LazyPages
 from runtime.criu.options import CgroupsMode, RestoreOptions
 from runtime.criu.session import Session
-from runtime.errors import ContainerError, HoldAborted, KernelError
+from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
 from runtime.linux import const, mount, namespace
 from runtime.process.create import open_namespaces
 from runtime.spec.state import State
@@ -41,10 +43,13 @@ def restore(
     options: RestoreOptions,
     on_console: Callable[[int], None] | None = None,
     controller: Controller | None = None,
+    *,
+    wipe: bool = False,
 ) -> Container:
     """Restore a container from an image directory; its first process becomes our child.
 
-    With a controller, the restored processes are held until it decides.
+    With a controller, the restored processes are held until it decides. With `wipe` the images are destroyed once nobody
+    needs them any more.
 
     Raises: ContainerError; nothing of the container is then left. HoldAborted when the controller said so.
     """
@@ -52,6 +57,12 @@ def restore(
         images.require(options.image_path)
     images.make(options.work_path)
     spec = bundle.spec
+    preserved = range(3, 3 + options.preserve_fds)
+    for fd in preserved:
+        try:
+            os.set_inheritable(fd, False)
+        except OSError as e:
+            raise UsageError(f"--preserve-fds {options.preserve_fds}: descriptor {fd} is not open") from e
     layout = host_layout()
     scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
@@ -92,18 +103,27 @@ def restore(
                 if own_cgroups:
                     namespace.unshare(const.CLONE_NEWCGROUP)
 
-            passed = (*(fd for fd, _ in joins), *([] if own_network is None else [own_network]))
-            with _place_for_pivot(bundle), Session(in_child, passed) as session:
+            passed = (*(fd for fd, _ in joins), *([] if own_network is None else [own_network]), *preserved)
+            with (
+                _lazy_pages(container, manager, options, wipe=wipe) as lazy,
+                _place_for_pivot(bundle),
+                Session(in_child, passed) as session,
+            ):
                 held = _Restore(container, manager, session.process, on_console, controller)
                 if controller is not None:
                     controller.say("ready")
                     if not controller.wait_go():
                         raise HoldAborted(f"restore of {container_id} was aborted before it began")
                     images.require(options.image_path)
-                stdio = tuple(images.load_stdio(options.image_path))
-                inherit = [(n, fd) for fd, n in enumerate(stdio) if n.startswith(("pipe:[", "file[", "socket:["))]
+                notes = images.load_notes(options.image_path)
+                names = images.load_stdio(options.image_path) + notes.get("descriptors", [])[3:]
+                inherit = [
+                    (n, fd)
+                    for fd, n in enumerate(names)
+                    if n.startswith(("pipe:[", "file[", "socket:[")) and (fd < 3 or fd in preserved)
+                ]
                 external = [(key, fd) for fd, key in joins]
-                if images.load_notes(options.image_path).get("network") == "rebuild":
+                if notes.get("network") == "rebuild":
                     if own_network is None:
                         raise ContainerError(
                             f"the images in {options.image_path} need a container with a network namespace of its own"
@@ -120,8 +140,13 @@ def restore(
                     tuple(external),
                     manager.relative_paths(),
                 )
-                session.run("RESTORE", opts, options.image_path, options.work_path, request.RESTORE_LOG, held.on_notify)
+                with images.readable_inside(options.image_path, spec) as image_fd:
+                    session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
+                if lazy is not None:
+                    lazy.restored(container.state.pid)
                 held.resume()
+            if wipe and lazy is None:
+                images.wipe(options.image_path)
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
                 if scope is not None:
@@ -134,6 +159,31 @@ def restore(
             store.remove(container_id)
             raise
     return container
+
+
+@contextlib.contextmanager
+def _lazy_pages(container: Container, manager: Manager, options: RestoreOptions, *, wipe: bool) -> Iterator[LazyPages | None]:
+    """Start the daemon that a lazy restore needs, unless the caller has one listening in the work directory already."""
+    if not options.lazy_pages or (options.work_path / lazy_module.SOCKET).is_socket():
+        yield None
+        return
+
+    def failed(reason: str) -> None:
+        container.record_failure(f"killed, since its memory cannot be completed: {reason}")
+        manager.signal_all(signal.SIGKILL)
+        with contextlib.suppress(ContainerError):
+            manager.thaw()
+
+    def drained() -> None:
+        if wipe:
+            images.wipe(options.image_path)
+
+    lazy = LazyPages(options.image_path, options.work_path, options.page_server, failed, drained)
+    try:
+        lazy.start()
+        yield lazy
+    finally:
+        lazy.close()
 
 
 class _Restore:
@@ -154,6 +204,8 @@ class _Restore:
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "orphan-pts-master" and fd is not None:
             (self._on_console or os.close)(fd)
+        elif script == "setup-namespaces":
+            self._container.run_setup_hooks(pid)
         elif script == "post-restore":
             self._container.adopt(pid)
         elif script == "pre-resume":

@@ -44,7 +44,9 @@ def _fill(message: Any, fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if value is None:
             continue
-        if isinstance(value, list):
+        if isinstance(value, dict):
+            _fill(getattr(message, name), value)
+        elif isinstance(value, list):
             for item in value:
                 if isinstance(item, dict):
                     _fill(getattr(message, name).add(), item)
@@ -91,21 +93,23 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def run(self, kind: str, opts: dict[str, Any], images: Path, work: Path, log: str, handler: Handler) -> Any:
-        """Make a DUMP or RESTORE request, answer its notifies by `handler`, return the response.
+    def run(self, kind: str, opts: dict[str, Any], images: Path | int, work: Path, log: str, handler: Handler) -> Any:
+        """Make a request about images (a directory, or a descriptor of one), answer its notifies, return the response.
 
         Raises: CriuError with the log's error lines and advice; whatever `handler` raises, after CRIU was told no.
         """
         fds = []
         try:
-            for directory in (images, work):
-                fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fds.append(
+                os.dup(images) if isinstance(images, int) else os.open(images, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            )
+            fds.append(os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             request = self._rpc.criu_req(type=getattr(self._rpc, kind))
             _fill(request.opts, {**opts, "images_dir_fd": fds[0], "work_dir_fd": fds[1]})
             self._send(request)
             return self._converse(kind, work / log, handler)
         except OSError as e:
-            raise CriuError(f"cannot use image directory {images}: {e.strerror}") from e
+            raise CriuError(f"cannot use image directory {e.filename or images}: {e.strerror}") from e
         finally:
             for fd in fds:
                 os.close(fd)
@@ -172,3 +176,17 @@ def version() -> tuple[int, int, int]:
             raise CriuError("criu does not tell its version")
         v = response.version
         return (v.major_number, v.minor_number, v.sublevel)
+
+
+def check_features() -> dict[str, bool]:
+    """Ask CRIU what this kernel has of mem_track, lazy_pages and pidfd_store. Raises: CriuError."""
+    names = ("mem_track", "lazy_pages", "pidfd_store")
+    with Session() as session:
+        request = session._rpc.criu_req(type=session._rpc.FEATURE_CHECK)
+        for name in names:
+            setattr(request.features, name, True)
+        session._send(request)
+        response, _ = session._receive()
+        if response is None or not response.success:
+            raise CriuError("criu does not tell what this kernel can do")
+        return {name: bool(getattr(response.features, name)) for name in names}

@@ -15,6 +15,7 @@ __all__ = [
     "die_with_parent",
     "new_session_keyring",
     "no_new_privs",
+    "pidfd_getfd",
     "pidfd_open",
     "pidfd_send_signal",
     "prctl",
@@ -40,6 +41,13 @@ def no_new_privs() -> None:
 def pidfd_open(pid: int) -> int:
     """Return a file descriptor that means this very process, not a later one of its number. Raises: OSError."""
     return syscall("pidfd_open", pid, 0)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """Return a duplicate of another process's descriptor. Raises: OSError (EBADF, EPERM). Source: pidfd_getfd(2)."""
+    fd = syscall("pidfd_getfd", pidfd, number, 0)
+    os.set_inheritable(fd, False)
+    return fd
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:

@@ -12,6 +12,7 @@ class Mount(Value):
 
     mount_id: int
     parent_id: int
+    device: str  # major:minor
     root: str
     mount_point: str
     options: str
@@ -32,7 +33,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
         left, _, right = line.partition(" - ")
         f, g = left.split(" "), right.split(" ")
         mounts.append(
-            Mount(int(f[0]), int(f[1]), _unescape(f[3]), _unescape(f[4]), f[5], tuple(f[6:]), g[0], _unescape(g[1]), g[2])
+            Mount(int(f[0]), int(f[1]), f[2], _unescape(f[3]), _unescape(f[4]), f[5], tuple(f[6:]), g[0], _unescape(g[1]), g[2])
         )
     return mounts
 

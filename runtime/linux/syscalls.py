@@ -48,5 +48,6 @@ SYSCALL: dict[str, int] = {
     "pidfd_open": 434,
     "close_range": 436,
     "openat2": 437,
+    "pidfd_getfd": 438,
     "mount_setattr": 442,
 }

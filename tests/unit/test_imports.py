@@ -39,11 +39,12 @@ LAYERS = (
     {"cli"},
 )
 ONLY_IN = {
-    "pycriu": {"runtime/criu/session.py", "runtime/criu/images.py"},
+    "pycriu": {"runtime/criu/session.py", "runtime/criu/images.py", "runtime/criu/pagemap.py"},
     "paramiko": {"migrate/transport/ssh.py"},
     "google": {"migrate/wire.py", "migrate/wire_pb2.py"},
 }
-PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py", "runtime/criu/request.py", "runtime/criu/advice.py"]
+PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
+PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings", "options")]
 PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts")]
 
 

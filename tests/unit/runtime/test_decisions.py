@@ -14,7 +14,7 @@ from runtime.cgroups import devices, layout, resources
 from runtime.cgroups.manager import container_paths
 from runtime.container.lifecycle import ALLOWED, Status, derive, require
 from runtime.criu import advice, features, network, request
-from runtime.criu.options import CheckpointOptions
+from runtime.criu.options import CheckpointOptions, NetworkLock
 from runtime.errors import SpecError, WrongStatus, from_dict
 from runtime.linux import const, procfs
 from runtime.setup import ops
@@ -265,24 +265,36 @@ def test_device_text_of_v1() -> None:
     assert devices.v1_text(DEFAULT_DEVICE_RULES[2]) == "c 1:3 rwm"
 
 
-def test_network_lock() -> None:
-    def lock(**kwargs: Any) -> int:
-        facts = {"only_loopback": False, "has_nft": True, "has_iptables": True, **kwargs}
-        rest = request.ContainerFacts(1, "/r", {}, (), (), None, rebuild_network=False, **facts)
-        return request.network_lock(rest, tcp_established=kwargs.get("only_loopback", False) == "tcp")
+def criu_facts(**changes: Any) -> request.ContainerFacts:
+    facts = {"only_loopback": False, "has_nft": True, "has_iptables": True, "rebuild_network": False, "ghost_bytes": 0}
+    return request.ContainerFacts(7, "/r", {"/d": "/s"}, ("net[1]:k",), ("file[a:b]",), "/f", **{**facts, **changes})
 
-    assert lock() == request.LOCK_NFTABLES
-    assert lock(has_nft=False) == request.LOCK_IPTABLES
-    assert lock(has_nft=False, has_iptables=False) == request.LOCK_SKIP
-    assert lock(only_loopback=True) == request.LOCK_SKIP
-    assert lock(only_loopback="tcp") == request.LOCK_NFTABLES
+
+def test_network_lock(tmp_path: Any) -> None:
+    def lock(chosen: NetworkLock | None = None, tcp: bool = False, **changes: Any) -> NetworkLock:
+        options = CheckpointOptions(tmp_path, tmp_path, tcp_established=tcp, network_lock=chosen)
+        return request.network_lock(options, criu_facts(**changes))
+
+    assert lock() == NetworkLock.NFTABLES
+    assert lock(has_nft=False) == NetworkLock.IPTABLES
+    assert lock(has_nft=False, has_iptables=False) == NetworkLock.SKIP
+    assert lock(only_loopback=True) == NetworkLock.SKIP
+    assert lock(only_loopback=True, tcp=True) == NetworkLock.NFTABLES
+    assert lock(NetworkLock.IPTABLES) == NetworkLock.IPTABLES
 
 
 def test_dump_request(tmp_path: Any) -> None:
-    facts = request.ContainerFacts(7, "/r", {"/d": "/s"}, ("net[1]:k",), ("file[a:b]",), "/f", True, True, True, True)
-    fields = request.dump(CheckpointOptions(tmp_path, tmp_path, tcp_established=True), facts)
+    options = CheckpointOptions(tmp_path, tmp_path, tcp_established=True)
+    fields = request.dump(options, criu_facts())
     assert (fields["pid"], fields["freeze_cgroup"], fields["tcp_established"]) == (7, "/f", True)
     assert fields["external"] == ["mnt[/d]:/d", "net[1]:k", "file[a:b]"]
+    assert fields["ghost_limit"] == 1 << 20 and fields["ps"] is None and fields["track_mem"] is None
+    assert request.dump(options, criu_facts(ghost_bytes=5 << 20))["ghost_limit"] > 5 << 20
+    with_parent = criu_facts(parent_image="../1")
+    assert (request.dump(options, with_parent)["parent_img"], request.dump(options, with_parent)["track_mem"]) == ("../1", True)
+    assert request.dump(options, request.without_parent(with_parent))["parent_img"] is None
+    pre = request.pre_dump(options, with_parent)
+    assert pre["track_mem"] and "freeze_cgroup" not in pre
 
 
 def test_a_network_is_rebuilt_only_when_the_container_cannot_change_it() -> None:

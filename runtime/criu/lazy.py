@@ -1,0 +1,177 @@
+"""A restore whose memory follows: `criu lazy-pages` gives each page when it is touched, and all others meanwhile.
+
+    verb ---- socket ---- supervisor ---- child: criu lazy-pages
+     | <-------- ready | error ---+          reads the images here, or fetches from a page server
+     | restore; processes send their userfaultfds to the daemon
+     | -- restored PID ---------->+          holds the userfaultfds, too, until the daemon is done with them
+
+The daemon outlives the verb, and so does its supervisor. A daemon that dies early would be a disaster without one: with the
+last descriptor of a userfaultfd closed, the kernel fills what is missing with zeros, and the programs go on with those. The
+supervisor's duplicates prevent that: who touches a missing page waits, and the supervisor kills the container and leaves word.
+
+Source: userfaultfd(2); CRIU's criu/uffd.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.criu import advice, binary
+from runtime.criu.request import LAZY_LOG
+from runtime.errors import CriuError
+from runtime.files import forget_locks
+from runtime.linux.process import pidfd_getfd, pidfd_open
+
+SOCKET = "lazy-pages.socket"
+_READY_TIMEOUT_S = 60.0
+_LOOK_EVERY_S = 0.005
+_END_TIMEOUT_S = 5.0
+
+
+class LazyPages:
+    """The daemon of one restore, and its supervisor.
+
+    `failed` is called in the supervisor when the daemon ends before all memory is there; `drained` when it is.
+    """
+
+    def __init__(
+        self,
+        image_path: Path,
+        work_path: Path,
+        page_server: tuple[str, int] | None,
+        failed: Callable[[str], None],
+        drained: Callable[[], None],
+    ) -> None:
+        self._argv = [binary.find(), "lazy-pages", "-D", str(image_path), "-W", str(work_path), "-o", LAZY_LOG, "-v2"]
+        if page_server is not None:
+            self._argv += ["--page-server", "--address", page_server[0], "--port", str(page_server[1])]
+        self._log = work_path / LAZY_LOG
+        self._failed, self._drained = failed, drained
+        self._sock: socket.socket | None = None
+
+    def start(self) -> None:
+        """Start both; return when the daemon listens. Raises: CriuError with the lines of its log."""
+        self._sock, theirs = socket.socketpair()
+        middle = os.fork()
+        if middle == 0:
+            # Nobody who waits for the verb, or reads what it prints, is to wait for the drain.
+            os.setsid()
+            if os.fork() == 0:
+                self._sock.close()
+                self._supervise(theirs)
+            os._exit(0)
+        theirs.close()
+        os.waitpid(middle, 0)
+        self._sock.settimeout(_READY_TIMEOUT_S)
+        try:
+            answer = self._sock.recv(65536).decode()
+        except TimeoutError:
+            answer = f"criu lazy-pages was not ready in {_READY_TIMEOUT_S:.0f} s"
+        if answer != "ready":
+            raise self._failure(answer or "criu lazy-pages could not be started")
+
+    def restored(self, pid: int) -> None:
+        """Tell the supervisor that the processes are there; from now on it answers for them."""
+        assert self._sock is not None
+        self._sock.send(f"restored {pid}".encode())
+        self._sock.recv(1)  # it has its duplicates
+
+    def close(self) -> None:
+        """Without `restored` before, the daemon is ended. Idempotent."""
+        if self._sock is not None:
+            self._sock.close()
+
+    def _failure(self, reason: str) -> CriuError:
+        try:
+            lines = advice.error_lines(self._log.read_text(errors="replace"))
+        except OSError:
+            lines = ()
+        return CriuError(reason, log_lines=lines, hint=advice.advise(lines) or f"the whole log: {self._log}")
+
+    def _supervise(self, sock: socket.socket) -> None:
+        try:
+            forget_locks()
+            null = os.open("/dev/null", os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            self._run(sock)
+        finally:
+            os._exit(0)
+
+    def _run(self, sock: socket.socket) -> None:
+        ready, status = os.pipe()
+        daemon = subprocess.Popen([*self._argv, "--status-fd", str(status)], pass_fds=(status,))
+        os.close(status)
+        # criu that fails closes the pipe; one that listens writes to it first.
+        if not os.read(ready, 1):
+            daemon.wait()
+            sock.send(f"criu lazy-pages ended with status {daemon.returncode}".encode())
+            return
+        sock.send(b"ready")
+        word = sock.recv(100).decode()
+        if not word.startswith("restored "):
+            daemon.kill()
+            daemon.wait()
+            return
+        init = pidfd_open(int(word.split()[1]))
+        kept = _userfaultfds(daemon.pid)
+        sock.send(b"1")
+        sock.close()
+        container_ended = False
+        while daemon.poll() is None:
+            if not container_ended and select.select([init], [], [], _LOOK_EVERY_S)[0]:
+                container_ended = True
+                deadline = time.monotonic() + _END_TIMEOUT_S
+            elif container_ended:
+                time.sleep(_LOOK_EVERY_S)
+                if time.monotonic() > deadline:
+                    daemon.kill()
+            _close_finished(daemon.pid, kept)
+        if daemon.returncode == 0:
+            self._drained()
+        elif not container_ended:
+            self._failed(str(self._failure(f"criu lazy-pages ended with status {daemon.returncode} before all memory was there")))
+
+
+def _userfaultfds(pid: int) -> dict[int, int]:
+    """Duplicate a process's userfaultfds: its number -> ours."""
+    process = pidfd_open(pid)
+    found = {}
+    try:
+        for number in _open_userfaultfds(pid):
+            with contextlib.suppress(OSError):
+                found[number] = pidfd_getfd(process, number)
+    except OSError:
+        pass
+    finally:
+        os.close(process)
+    return found
+
+
+def _open_userfaultfds(pid: int) -> list[int]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[userfaultfd]":
+                found.append(int(name))
+    return found
+
+
+def _close_finished(pid: int, kept: dict[int, int]) -> None:
+    """Let go of what the daemon itself has closed: a process that is whole must not wait for us."""
+    try:
+        there = set(_open_userfaultfds(pid))
+    except OSError:
+        return  # it has ended; its status says how
+    for number in [n for n in kept if n not in there]:
+        os.close(kept.pop(number))
