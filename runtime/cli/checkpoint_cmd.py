@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def command(
     container = Container(g.store, container_id)
     values = criu_values(image_path, work_path, flags)
     # As runc has it, a relative one counts from the image directory.
-    parent = None if parent_path is None else values["image_path"] / parent_path
+    parent = None if parent_path is None else Path(os.path.normpath(values["image_path"] / parent_path))
     config_file = configfiles.named(container.annotations())
     options = CheckpointOptions(
         **values,

@@ -194,6 +194,8 @@ class Container:
 
     def _signal(self, number: int) -> None:
         try:
+            if not self.state.pid:  # a verb died before there was one
+                raise ProcessLookupError
             pidfd = pidfd_open(self.state.pid)
         except ProcessLookupError:
             raise WrongStatus(f"container not running: {self.id}") from None

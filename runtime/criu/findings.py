@@ -6,7 +6,6 @@ explained by the same codes and remedies (`advice.py`).
 
 from __future__ import annotations
 
-import socket
 import stat
 from enum import StrEnum
 from typing import Any
@@ -86,18 +85,14 @@ _KNOWN_ANON = {"[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]", "inotify",
 _MEMORY_DEVICES = {(1, n) for n in (1, 3, 4, 5, 7, 8, 9, 11)}
 _TTY_MAJORS = {4, 5, *range(136, 144)}
 _TUN, _RTC_MAJOR = (10, 200), {249, 250, 251, 252, 253, 254}
+# socket.h, in.h
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
+_SOCK_STREAM, _SOCK_DGRAM = 1, 2
+_ICMP, _TCP, _UDP, _ICMPV6, _UDPLITE, _RAW = 1, 6, 17, 58, 136, 255
 _TCP_LISTEN, _TCP_CLOSE, _TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_NEW_SYN_RECV = 10, 7, 2, 3, 12
 _MPTCP, _SCTP = 262, 132
-_PLAIN_PROTOCOLS = {
-    0,
-    socket.IPPROTO_TCP,
-    socket.IPPROTO_UDP,
-    136,
-    socket.IPPROTO_ICMP,
-    socket.IPPROTO_ICMPV6,
-    socket.IPPROTO_RAW,
-}
-_FAMILIES = {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK, socket.AF_PACKET}
+_PLAIN_PROTOCOLS = {0, _TCP, _UDP, _UDPLITE, _ICMP, _ICMPV6, _RAW}
+_FAMILIES = {_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET}
 # A namespace of these kinds that is not the first process's cannot be dumped; of the others it can.
 _NOT_NESTED = {"user": "user", "pid": "pid", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup", "time": "time"}
 
@@ -319,17 +314,17 @@ def _sockets(look: Look, options: CheckpointOptions) -> list[Finding]:
         who = f"{names.get(s.pid, s.pid)} has descriptor {s.number}"
         if s.family not in _FAMILIES:
             found.append(fail("socket-protocol", f"{who}: a socket of address family {s.family}"))
-        elif s.family == socket.AF_UNIX:
-            if s.peer_outside and not (options.ext_unix_sk and s.kind == socket.SOCK_DGRAM):
+        elif s.family == _AF_UNIX:
+            if s.peer_outside and not (options.ext_unix_sk and s.kind == _SOCK_DGRAM):
                 found.append(
                     fail("unix-outside", f"{who}: a unix socket whose other end is outside{f' ({s.name})' if s.name else ''}")
                 )
-        elif s.family in (socket.AF_INET, socket.AF_INET6):
+        elif s.family in (_AF_INET, _AF_INET6):
             if s.protocol == _MPTCP:
                 found.append(fail("mptcp", f"{who}: an MPTCP socket {s.name}"))
             elif s.protocol == _SCTP or s.protocol not in _PLAIN_PROTOCOLS:
                 found.append(fail("socket-protocol", f"{who}: a socket of protocol {s.protocol}"))
-            elif s.protocol == socket.IPPROTO_TCP and s.kind == socket.SOCK_STREAM:
+            elif s.protocol == _TCP and s.kind == _SOCK_STREAM:
                 if s.state in (_TCP_SYN_SENT, _TCP_SYN_RECV, _TCP_NEW_SYN_RECV):
                     in_flight += 1
                 elif s.state not in (0, _TCP_LISTEN, _TCP_CLOSE) and not (options.tcp_established or options.tcp_close):

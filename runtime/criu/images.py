@@ -20,7 +20,12 @@ _STATS = (
     "pages_lazy",
     "forking_time", "restore_time", "pages_restored",
 )  # fmt: skip
-_TIMES = ("freezing_time", "frozen_time", "memdump_time", "memwrite_time")
+_MAX_PARENTS = 1000
+# What stats.proto demands of a dump's entry.
+_DUMP_FIELDS = (
+    "freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_skipped_parent", "pages_written",
+    "pages_lazy", "page_pipes", "page_pipe_bufs", "shpages_scanned", "shpages_skipped_parent", "shpages_written",
+)  # fmt: skip
 
 
 def make(path: Path) -> None:
@@ -32,9 +37,19 @@ def make(path: Path) -> None:
 
 
 def require(path: Path) -> None:
-    """Refuse a directory that holds no checkpoint. Raises: NotFound."""
+    """Refuse a directory that holds no checkpoint, or whose parents are not there. Raises: NotFound."""
     if not (path / "inventory.img").is_file():
         raise NotFound(f"no checkpoint in {path}: it has no inventory.img", hint="give the directory with --image-path")
+    for _ in range(_MAX_PARENTS):
+        link = path / "parent"
+        if not link.is_symlink():
+            return
+        if not link.is_dir():
+            raise NotFound(
+                f"{link} leads to {os.readlink(link)}, which is not there", hint="bring that image directory there, too"
+            )
+        path = path / os.readlink(link)
+    raise SpecError(f"the parents of {path} go round in a circle")
 
 
 def require_parent(path: Path) -> None:
@@ -143,7 +158,7 @@ def save_stats(directory: Path, found: dict[str, int]) -> None:
     """Write the statistics of a dump that CRIU had no part in, in its format. Raises: OSError."""
     from pycriu import images
 
-    entry = {**dict.fromkeys((*_TIMES, "pages_scanned", "pages_skipped_parent", "pages_written"), 0), **found}
+    entry = {**dict.fromkeys(_DUMP_FIELDS, 0), **found}
     with (directory / "stats-dump").open("wb") as f:
         images.dump({"magic": "STATS", "entries": [{"dump": entry}]}, f)
 

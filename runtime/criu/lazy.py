@@ -28,12 +28,25 @@ from runtime.criu import advice, binary
 from runtime.criu.request import LAZY_LOG
 from runtime.errors import CriuError
 from runtime.files import forget_locks
+from runtime.linux import sockdiag
 from runtime.linux.process import pidfd_getfd, pidfd_open
 
 SOCKET = "lazy-pages.socket"
 _READY_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.005
 _END_TIMEOUT_S = 5.0
+
+
+def listening(work_path: Path) -> bool:
+    """Say whether a daemon listens in a work directory already; what a dead one left there is removed."""
+    path = work_path / SOCKET
+    try:
+        if sockdiag.bound_at(str(path)):
+            return True
+        path.unlink()
+    except OSError:
+        pass
+    return False
 
 
 class LazyPages:
@@ -84,6 +97,11 @@ class LazyPages:
         self._sock.send(f"restored {pid}".encode())
         self._sock.recv(1)  # it has its duplicates
 
+    def failed_meanwhile(self) -> bool:
+        """Say whether, after `restored`, the daemon ended before its time."""
+        assert self._sock is not None
+        return bool(select.select([self._sock], [], [], 0)[0]) and self._sock.recv(10) == b"failed"
+
     def close(self) -> None:
         """Without `restored` before, the daemon is ended. Idempotent."""
         if self._sock is not None:
@@ -126,7 +144,6 @@ class LazyPages:
         init = pidfd_open(int(word.split()[1]))
         kept = _userfaultfds(daemon.pid)
         sock.send(b"1")
-        sock.close()
         container_ended = False
         while daemon.poll() is None:
             if not container_ended and select.select([init], [], [], _LOOK_EVERY_S)[0]:
@@ -138,8 +155,12 @@ class LazyPages:
                     daemon.kill()
             _close_finished(daemon.pid, kept)
         if daemon.returncode == 0:
+            while sock.recv(1):  # until the verb, too, has done with the images
+                pass
             self._drained()
         elif not container_ended:
+            with contextlib.suppress(OSError):
+                sock.send(b"failed")
             self._failed(str(self._failure(f"criu lazy-pages ended with status {daemon.returncode} before all memory was there")))
 
 

@@ -156,6 +156,40 @@ def _map(path: Path, needed: int) -> mmap.mmap:
         os.close(fd)
 
 
+def flatten(directory: Path) -> None:
+    """Copy into an image directory what its parents have, and part it from them; nothing to do without a parent.
+
+    CRIU's lazy-pages daemon never ends reading a page that lies with a parent.
+
+    Raises: ContainerError when an image is damaged; OSError. The images are whole at any time.
+    """
+    if not (directory / "parent").is_symlink():
+        return
+    for path in sorted(directory.glob("pagemap-*.img")):
+        pages_id, entries = load(path)
+        if not any(e.flags & PARENT for e in entries):
+            continue
+        content = known(directory, path.name)
+        new = directory / f"pages-{pages_id}.img.new"
+        with new.open("wb") as f:
+            for e in entries:
+                at = e.start
+                for s in content.within(e.start, e.end) if e.flags & (PARENT | PRESENT) else ():
+                    if s.start != at:
+                        break
+                    f.write(memoryview(s.content)[s.offset : s.offset + s.end - s.start])
+                    at = s.end
+                if e.flags & (PARENT | PRESENT) and at != e.end:
+                    raise ContainerError(f"{path}: a parent has no page at {at:#x}", hint="the images are not whole")
+        flat = [Entry(e.start, e.pages, e.flags & ~PARENT | PRESENT if e.flags & PARENT else e.flags) for e in entries]
+        # The pagemap is the last to change: until then the old one finds the old pages under their old name.
+        fresh = max(int(p.name[6:-4]) for p in directory.glob("pages-*.img")) + 1
+        new.rename(directory / f"pages-{fresh}.img")
+        save(path, fresh, flat)
+        (directory / f"pages-{pages_id}.img").unlink(missing_ok=True)
+    (directory / "parent").unlink()
+
+
 def append(entries: list[Entry], start: int, pages: int, flags: int) -> None:
     """Add a run, joined to the one before it where they are of a kind."""
     if entries and entries[-1].end == start and entries[-1].flags == flags:

@@ -24,7 +24,7 @@ from runtime.container.bundle import Bundle
 from runtime.container.container import Container
 from runtime.container.create import cgroups_path, owner, systemd_scope, timestamp
 from runtime.container.store import Store
-from runtime.criu import images, mounts, network, request
+from runtime.criu import images, mounts, network, pagemap, request
 from runtime.criu import lazy as lazy_module
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.lazy import LazyPages
@@ -109,7 +109,7 @@ def restore(
                 _place_for_pivot(bundle),
                 Session(in_child, passed) as session,
             ):
-                held = _Restore(container, manager, session.process, on_console, controller)
+                held = _Restore(container, manager, session.process, on_console, controller, lazy)
                 if controller is not None:
                     controller.say("ready")
                     if not controller.wait_go():
@@ -140,10 +140,14 @@ def restore(
                     tuple(external),
                     manager.relative_paths(),
                 )
+                if lazy is not None:
+                    try:
+                        pagemap.flatten(options.image_path)
+                    except OSError as e:
+                        raise KernelError(f"cannot bring the images in {options.image_path} together", e.errno or 0) from e
+                    lazy.start()
                 with images.readable_inside(options.image_path, spec) as image_fd:
                     session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
-                if lazy is not None:
-                    lazy.restored(container.state.pid)
                 held.resume()
             if wipe and lazy is None:
                 images.wipe(options.image_path)
@@ -163,8 +167,8 @@ def restore(
 
 @contextlib.contextmanager
 def _lazy_pages(container: Container, manager: Manager, options: RestoreOptions, *, wipe: bool) -> Iterator[LazyPages | None]:
-    """Start the daemon that a lazy restore needs, unless the caller has one listening in the work directory already."""
-    if not options.lazy_pages or (options.work_path / lazy_module.SOCKET).is_socket():
+    """Return the daemon that a lazy restore needs, unless the caller has one listening in the work directory already."""
+    if not options.lazy_pages or lazy_module.listening(options.work_path):
         yield None
         return
 
@@ -180,7 +184,6 @@ def _lazy_pages(container: Container, manager: Manager, options: RestoreOptions,
 
     lazy = LazyPages(options.image_path, options.work_path, options.page_server, failed, drained)
     try:
-        lazy.start()
         yield lazy
     finally:
         lazy.close()
@@ -196,8 +199,9 @@ class _Restore:
         criu: subprocess.Popen[bytes],
         on_console: Callable[[int], None] | None,
         controller: Controller | None,
+        lazy: LazyPages | None,
     ) -> None:
-        self._container, self._manager, self._criu = container, manager, criu
+        self._container, self._manager, self._criu, self._lazy = container, manager, criu, lazy
         self._on_console, self._controller = on_console, controller
         self._frozen = False
 
@@ -211,6 +215,8 @@ class _Restore:
         elif script == "pre-resume":
             # CRIU itself must not be limited, frozen or killed with the container.
             Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
+            if self._lazy is not None:
+                self._lazy.restored(self._container.state.pid)
             if self._controller is not None:
                 self._hold(self._controller)
         return True
@@ -219,7 +225,10 @@ class _Restore:
         self._frozen = True
         self._manager.freeze_soon()
         controller.say("held", pid=self._container.state.pid)
-        if controller.wait_decision() != Decision.COMMIT:
+        decision = controller.wait_decision()
+        if decision == Decision.COMMIT and self._lazy is not None and self._lazy.failed_meanwhile():
+            raise ContainerError(f"container {self._container.id} is killed: its memory cannot be completed")
+        if decision != Decision.COMMIT:
             self._manager.signal_all(signal.SIGKILL)
             self._manager.thaw()  # with the signal pending none of them runs again, but frozen they would not die
             # CRIU has nothing left to undo, and would wait for a first process that cannot end before CRIU, as the

@@ -44,7 +44,7 @@ ONLY_IN = {
     "google": {"migrate/wire.py", "migrate/wire_pb2.py"},
 }
 PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
-PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings", "options")]
+PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")]
 PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts")]
 
 
