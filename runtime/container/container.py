@@ -203,6 +203,8 @@ class Container:
             if not self.alive():
                 raise WrongStatus(f"container not running: {self.id}")
             pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:  # it ended meanwhile
+            raise WrongStatus(f"container not running: {self.id}") from None
         finally:
             os.close(pidfd)
 

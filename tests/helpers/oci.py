@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class Oci:
     def __init__(self, root: Path) -> None:
         self.command = os.environ.get("RUNTIME") or OURS
         self.root = root
+        self.at_end: list[Callable[[], Any]] = []  # what must happen before containers can be deleted
         self._globals = ["--root", str(root)]
         if self.command != OURS:
             self._globals += ["--criu", CRIU]
@@ -68,6 +70,8 @@ class Oci:
             time.sleep(0.02)
 
     def delete_all(self) -> None:
+        for action in self.at_end:
+            action()
         if self.root.exists():
             for entry in self.root.iterdir():
                 if entry.is_dir() and not entry.name.startswith("."):

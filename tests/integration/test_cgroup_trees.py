@@ -42,7 +42,7 @@ def test_life(elsewhere: Elsewhere, bundles: BundleMaker, tmp_path: Path) -> Non
     assert oci.status("c") == "paused"
     oci.ok("resume", "c")
     oci.ok("checkpoint", "--image-path", tmp_path / "images", "c")
-    oci.ok("delete", "c")
+    assert "does not exist" in oci.run("state", "c").stderr
     null = subprocess.DEVNULL
     argv = ("restore", "--detach", "--image-path", tmp_path / "images", "--bundle", bundle, "c")
     done = oci.run(*argv, stdout=null, stderr=null)

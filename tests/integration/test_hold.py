@@ -30,6 +30,7 @@ class Hold:
         self.process = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), stdin=null, stdout=null, stderr=null)
         theirs.close()
         self._file = self.sock.makefile("r")
+        oci.at_end.append(self.close)
 
     def event(self) -> str:
         line = self._file.readline()
@@ -39,6 +40,7 @@ class Hold:
         self.sock.sendall(word.encode() + b"\n")
 
     def close(self) -> int:
+        """Go away, and return the verb's exit status. Idempotent."""
         self._file.close()
         self.sock.close()
         return self.process.wait(30)

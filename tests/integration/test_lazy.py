@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.bundle import BundleMaker
 from tests.helpers.memory import Memory
-from tests.helpers.oci import Oci, wait_for
+from tests.helpers.oci import CRIU, Oci, wait_for
 from tests.integration.test_hold import Hold
 
 pytestmark = pytest.mark.ferry
@@ -28,7 +28,7 @@ def daemons(directory: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"lazy-pages" in words and str(directory).encode() in words:
+            if b"lazy-pages" in words and words[0] != b"strace" and str(directory).encode() in words:
                 found.append(int(entry.name))
     return found
 
@@ -109,6 +109,17 @@ def test_held_and_aborted(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> Non
     assert "does not exist" in oci.run("state", "c").stderr
 
 
+@pytest.fixture
+def slow_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the daemon take its time over each page, so that a test meets it at work."""
+    script = tmp_path / "slow-criu"
+    slowly = "strace -qq -D -o /dev/null -e trace=ioctl -e inject=ioctl:delay_enter=50000"
+    script.write_text(f'#!/bin/sh\n[ "$1" = lazy-pages ] && exec {slowly} {CRIU} "$@"\nexec {CRIU} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("FERRY_CRIU", str(script))
+
+
+@pytest.mark.usefixtures("slow_daemon")
 def test_a_daemon_that_dies_while_it_is_held(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     memory = Memory(oci, bundles, 16)
     images = tmp_path / "images"
@@ -127,6 +138,7 @@ def test_a_daemon_that_dies_while_it_is_held(oci: Oci, bundles: BundleMaker, tmp
     memory.ask()
 
 
+@pytest.mark.usefixtures("slow_daemon")
 def test_a_daemon_that_dies_before_the_drain(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     """Without somebody who holds on to its userfaultfds, the program would go on with zeros for memory."""
     memory = Memory(oci, bundles, 64)
@@ -148,8 +160,6 @@ def test_a_daemon_that_dies_before_the_drain(oci: Oci, bundles: BundleMaker, tmp
 
 def test_a_daemon_of_the_callers(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     """As scripts for runc do it: the daemon is started first, in the same work directory."""
-    from tests.helpers.oci import CRIU
-
     memory = Memory(oci, bundles, 8)
     images = tmp_path / "images"
     oci.ok("checkpoint", "--image-path", images, "c")
