@@ -11,7 +11,16 @@ import click
 
 from runtime import log
 from runtime.cli.main import Globals
-from runtime.cli.options import controller, criu_options, criu_values, hold_options, reporting, size
+from runtime.cli.options import (
+    archive_options,
+    archive_values,
+    controller,
+    criu_options,
+    criu_values,
+    hold_options,
+    reporting,
+    size,
+)
 from runtime.container.container import Container
 from runtime.criu import configfiles
 from runtime.criu.checkpoint import check, checkpoint
@@ -36,6 +45,7 @@ NOT_READY = 4
 )
 @click.option("--timeout", "timeout_s", type=click.IntRange(1), hidden=True, help="Seconds until the processes must stand still.")
 @click.option("--force-irmap", is_flag=True, hidden=True, help="Search for the names of files that are watched.")
+@archive_options
 @click.option("--check", "only_check", is_flag=True, help="Only say what would stand in the way; exit status 4 if it fails.")
 @click.option("--json", "as_json", is_flag=True, help="With --check: print findings as JSON.")
 @click.argument("container_id")
@@ -56,6 +66,7 @@ def command(
     **flags: Any,
 ) -> int:
     container = Container(g.store, container_id)
+    archive = archive_values(flags)
     values = criu_values(image_path, work_path, flags)
     # As runc has it, a relative one counts from the image directory.
     parent = None if parent_path is None else Path(os.path.normpath(values["image_path"] / parent_path))
@@ -75,8 +86,15 @@ def command(
         raise UsageError("--lazy-pages needs --page-server: the address to serve the memory at")
     if options.pre_dump and (hold or options.lazy_pages):
         raise UsageError("--pre-dump goes with neither --hold nor --lazy-pages")
+    if archive is not None and (hold or options.pre_dump or options.page_server is not None):
+        raise UsageError("--export goes with neither --hold, --pre-dump nor --page-server")
     for option, file in configfiles.overridden(config_file):
         log.warning(f"{file} sets {option} for CRIU, which counts more than our options")
+    if archive is not None:
+        from runtime.archive.write import export
+
+        export(container, options, archive, keep_images=image_path is not None)
+        return 0
     control = controller(hold, control_fd, decision)
     with reporting(control) as report:
         report.update(checkpoint(container, options, control))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from runtime.archive.options import ArchiveOptions
 from runtime.criu.hold import Controller
 from runtime.criu.options import CgroupsMode, CpuCap, NetworkLock
 from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
@@ -140,6 +143,34 @@ def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int |
     if not digits.isdigit():
         raise click.BadParameter(f"{value!r} is no size")
     return int(digits) * factor
+
+
+def archive_options(f: F) -> F:
+    """Add what makes a checkpoint an archive."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--export", type=path, metavar="FILE", help="Write an archive of the checkpoint and the rootfs."),
+        click.option("--compress", type=click.Choice(["zstd", "gzip", "none"]), default="zstd", help="Of an archive."),
+        click.option("--base-image", metavar="NAME", help="For an engine that has this image and puts the rootfs on it."),
+        click.option("--engine-runtime", metavar="NAME", help="The OCI runtime that the engine is to use (default: this one)."),
+        click.option("--ignore-rootfs", is_flag=True, help="Leave the rootfs out of an archive."),
+        click.option("--sign-key", type=path, metavar="FILE", help="Sign an archive with this Ed25519 key."),
+    ):
+        f = option(f)
+    return f
+
+
+def archive_values(flags: dict[str, Any]) -> ArchiveOptions | None:
+    """Take what `archive_options` gave out of the flags. Raises: UsageError."""
+    path, compression = flags.pop("export"), flags.pop("compress")
+    image, runtime = flags.pop("base_image"), flags.pop("engine_runtime")
+    without_rootfs, sign_key = flags.pop("ignore_rootfs"), flags.pop("sign_key")
+    if path is None:
+        if image is not None or runtime is not None or without_rootfs or sign_key is not None:
+            raise UsageError("--base-image, --engine-runtime, --ignore-rootfs and --sign-key need --export")
+        return None
+    runtime = runtime or os.path.abspath(shutil.which(sys.argv[0]) or sys.argv[0])
+    return ArchiveOptions(path.absolute(), runtime, image, compression, sign_key, without_rootfs)
 
 
 def hold_options(f: F) -> F:

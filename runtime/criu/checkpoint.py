@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from runtime.container.container import Container
@@ -34,10 +35,16 @@ def check(container: Container, options: CheckpointOptions) -> list[Finding]:
         raise ContainerError(f"container {container.id} ended while it was looked at") from e
 
 
-def checkpoint(container: Container, options: CheckpointOptions, controller: Controller | None = None) -> dict[str, Any]:
+def checkpoint(
+    container: Container,
+    options: CheckpointOptions,
+    controller: Controller | None = None,
+    at_rest: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Dump a running container; return CRIU's statistics.
 
     With a controller, the dump is held until it decides; without one, a container that does not run on is deleted.
+    `at_rest` is called when the images are written and the processes stand still; when it raises, they run on.
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
@@ -58,7 +65,7 @@ def checkpoint(container: Container, options: CheckpointOptions, controller: Con
         )
         if not tracks_memory:
             facts = request.without_parent(facts)
-        dump = _Dump(container, options, facts, controller, compares=options.parent_path is not None and not tracks_memory)
+        dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
         try:
             with Session() as session:
                 session.run(
@@ -106,10 +113,11 @@ class _Dump:
         options: CheckpointOptions,
         facts: ContainerFacts,
         controller: Controller | None,
+        at_rest: Callable[[], None] | None,
         compares: bool,
     ) -> None:
         self._container, self._options, self._facts, self._controller = container, options, facts, controller
-        self._compares = compares
+        self._at_rest, self._compares = at_rest, compares
         self._manager = container.manager()
         self._thaw = self._committed = self._serving = self._answered = False
 
@@ -121,6 +129,9 @@ class _Dump:
         elif script == "post-dump" and self._controller is not None:
             self._compare()
             self._hold(self._controller)
+        elif script == "post-dump" and self._at_rest is not None:
+            self._compare()
+            self._at_rest()
         return True
 
     def done(self) -> None:
@@ -133,6 +144,7 @@ class _Dump:
     def _compare(self) -> None:
         """Where the kernel does not track dirty pages, drop from the images what the parent has already."""
         if self._compares and self._options.parent_path is not None:
+            self._compares = False
             compare.drop_known(self._options.image_path, self._options.parent_path, self._options.work_path)
 
     def _freeze(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime.cgroups.manager import Manager
-from runtime.errors import KernelError
+from runtime.errors import KernelError, NotFound
 from runtime.process import places
 from runtime.setup.plan import DEFAULT_DEVICES, bind_mounts, destination, needs_devices
 from runtime.spec.config import Spec
@@ -27,6 +27,17 @@ def external(spec: Spec, bundle: str, manager: Manager) -> dict[str, str]:
             found.update({destination(d.path): d.path for d in (*DEFAULT_DEVICES, *spec.linux.devices)})
         found.update({destination(p): "/dev/null" for p in spec.linux.masked_paths})
     return found
+
+
+# What masks files is a bind mount of this. runc's images know each of these mounts by this one key; ours have them inside.
+RUNC_MASK = {"/dev/null": "/dev/null"}
+
+
+def require_sources(sources: dict[str, str]) -> None:
+    """Refuse a restore that lacks what is mounted from the host. Raises: NotFound with all that is missing."""
+    missing = [f"{source} (mounted at {place})" for place, source in sources.items() if not os.path.exists(source)]
+    if missing:
+        raise NotFound(f"not on this host: {', '.join(missing)}", hint="make it here, or change /mounts in config.json")
 
 
 def make_places(spec: Spec, rootfs: str, sources: dict[str, str]) -> None:

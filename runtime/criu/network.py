@@ -14,8 +14,9 @@ from runtime.linux import const, namespace
 from runtime.process.perform import loopback_up
 from runtime.spec.config import Spec
 
-# OCI's name of a namespace -> the key under which it goes into the image and comes back at the restore.
-NAMESPACE_KEY = {"network": "ferry-network-namespace", "pid": "ferry-pid-namespace"}
+# OCI's name of a namespace -> the key under which it goes into the image and comes back at the restore; they are runc's,
+# so that each restores what the other dumped.
+NAMESPACE_KEY = {"network": "extRootNetNS", "pid": "extRootPidNS"}
 
 
 def can_rebuild(spec: Spec) -> bool:

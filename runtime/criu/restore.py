@@ -131,11 +131,12 @@ def restore(
                     external.append((network.NAMESPACE_KEY["network"], own_network))
                 # CRIU does not follow links to a source, as mount(2) does.
                 sources = {d: os.path.realpath(p) for d, p in mounts.external(spec, str(bundle.path), manager).items()}
+                mounts.require_sources(sources)
                 mounts.make_places(spec, str(root), sources)
                 opts = request.restore(
                     options,
                     str(root),
-                    sources,
+                    {**mounts.RUNC_MASK, **sources},
                     inherit,
                     tuple(external),
                     manager.relative_paths(),

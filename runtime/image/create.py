@@ -29,7 +29,7 @@ from runtime.linux.mount import mount, openat2, umount2
 from runtime.linux.procfs import read_mountinfo
 from runtime.spec.defaults import default_config, rootless_config
 
-_MARK = ".ferry-bundle"  # what we may remove again
+MARK = ".ferry-bundle"  # what we may remove again
 _MAX_ACCOUNTS_BYTES = 4 << 20
 _MAX_OVERLAY_DATA = 4095  # one page, as mount(2) takes it
 
@@ -64,7 +64,7 @@ def create_bundle(path: Path, source: Path, *, reference: str | None, platform: 
         document = default_config() if os.geteuid() == 0 else rootless_config(os.geteuid(), os.getegid())
         if image:
             apply_image(document, image, _accounts(rootfs))
-        (path / _MARK).touch()
+        (path / MARK).touch()
         (path / "config.json").write_text(json.dumps(document, indent="\t") + "\n")
     except BaseException:
         with contextlib.suppress(ContainerError):
@@ -182,7 +182,7 @@ def unmount(path: Path) -> None:
 
 def delete_bundle(path: Path) -> None:
     """Remove a bundle and what its container wrote; shared layers stay. Raises: ContainerError."""
-    if not (path / _MARK).is_file():
+    if not (path / MARK).is_file():
         raise ContainerError(f"{path} was not made by `runtime bundle create`", hint="remove it by hand")
     unmount(path)
     below = os.path.realpath(path) + "/"

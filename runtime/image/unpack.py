@@ -14,9 +14,11 @@ import posixpath
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
 from typing import IO
 
 from runtime.errors import ContainerError, KernelError
+from runtime.files import write_all
 from runtime.linux.const import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from runtime.linux.mount import openat2
 
@@ -26,9 +28,13 @@ _STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 class Unpacker:
-    """Writes into one directory. `overlay` keeps whiteouts for overlayfs; an ordinary user's files are all the user's."""
+    """Writes into one directory. `overlay` keeps whiteouts for overlayfs; an ordinary user's files are all the user's.
 
-    def __init__(self, root: str, *, overlay: bool = False) -> None:
+    Without `layer` a tar is no layer but a tree, and a name that looks like a whiteout's is a file's.
+    """
+
+    def __init__(self, root: str, *, overlay: bool = False, layer: bool = True) -> None:
+        self._layer = layer
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._overlay = overlay
         self._privileged = os.geteuid() == 0
@@ -50,7 +56,7 @@ class Unpacker:
                         self._entry(tar, entry, name, made, directories)
                     except OSError as e:
                         raise KernelError(f"cannot unpack {entry.name}", e.errno or errno.EIO) from e
-        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as e:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, InvalidOperation) as e:
             raise ContainerError(f"the layer is no tar archive, or damaged: {e}") from e
         # Last: what is made in a directory changes its times, and a read-only one would take nothing.
         for name, entry in reversed(directories):
@@ -81,7 +87,7 @@ class Unpacker:
         base = posixpath.basename(name)
         parent = self._parent(posixpath.dirname(name))
         try:
-            if base.startswith(_WHITEOUT):
+            if self._layer and base.startswith(_WHITEOUT):
                 self._whiteout(parent, base, posixpath.dirname(name), made)
                 return
             made.add(name)
@@ -177,9 +183,11 @@ class Unpacker:
             source = tar.extractfile(entry)
             assert source is not None
             while data := source.read(1 << 20):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
+                if entry.issparse() and data.count(0) == len(data):
+                    os.lseek(fd, len(data), os.SEEK_CUR)
+                else:
+                    write_all(fd, data)
+            os.ftruncate(fd, entry.size)  # a hole at the end
             self._attributes(fd, entry)
         finally:
             os.close(fd)
@@ -234,4 +242,5 @@ def _no_link() -> Iterator[None]:
 
 
 def _ns(entry: tarfile.TarInfo) -> int:
-    return int(entry.mtime * 1_000_000_000)
+    # As a float it would be right to some hundred nanoseconds only.
+    return int(Decimal(entry.pax_headers.get("mtime", entry.mtime)) * 1_000_000_000)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class Podman:
             "CONTAINERS_CONF": str(directory / "containers.conf"),
             "PATH": f"{Path(CRIU).parent}:{os.environ['PATH']}",
         }
+
+    def by(self, runtime: str) -> Podman:
+        """Return the same podman with another runtime."""
+        other = copy(self)
+        other._argv = ["podman", "--runtime", runtime]
+        return other
 
     def run(self, *args: str | Path, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, **kwargs}

@@ -23,7 +23,22 @@ RUNTIME = {
     "container": {"values", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
     "criu": {"values", "container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
     "image": {"values", "spec", "linux", "files", "errors"},
-    "cli": {"values", "image", "criu", "container", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
+    "archive": {"values", "criu", "image", "container", "linux", "files", "errors"},
+    "cli": {
+        "values",
+        "archive",
+        "image",
+        "criu",
+        "container",
+        "process",
+        "cgroups",
+        "setup",
+        "spec",
+        "linux",
+        "files",
+        "log",
+        "errors",
+    },
 }
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (
@@ -41,10 +56,11 @@ LAYERS = (
 ONLY_IN = {
     "pycriu": {"runtime/criu/session.py", "runtime/criu/images.py", "runtime/criu/pagemap.py"},
     "paramiko": {"migrate/transport/ssh.py"},
+    "cryptography": {"runtime/archive/digests.py"},
     "google": {"migrate/wire.py", "migrate/wire_pb2.py"},
 }
 PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
-PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")]
+PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")] + ["runtime/archive/layout.py"]
 PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts")]
 
 
