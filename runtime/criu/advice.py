@@ -21,6 +21,7 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"Unknown shit|anon_inode:", "anonymous-inode"),
     (r"lacks get_rseq_conf", "kernel-rseq"),
     (r"nested \w+ namespace", "namespace-nested"),
+    (r"Can't get rlimit", "resource-capability"),
     (r"uprobes", "uprobes"),
     (r"rt vDSO area|sockets: Can't get 1:16|Can't find vDSO area|[Mm]agic doesn't match", "criu-version"),
     (r"CPU (instruction|xsave|capabilities)|FPU feature|xfeatures|cpu: ", "cpu"),

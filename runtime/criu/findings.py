@@ -69,6 +69,7 @@ REMEDY: dict[str, str] = {
     "tcp-established": "give --tcp-established to keep the connections, or --tcp-close to drop them",
     "tcp-in-flight": "they are left out; whoever makes them must try again",
     "terminal": "run it with a terminal of its own (process.terminal), or give --shell-job",
+    "resource-capability": "give the runtime CAP_SYS_RESOURCE, or the container a user namespace",
     "socket-protocol": "CRIU cannot dump this kind of socket: have the program close it",
     "traced": "detach the debugger",
     "uninterruptible": "wait until it is through, or the freezer will run into its time-out",
@@ -141,6 +142,7 @@ class Task(Value):
     label: str = ""
     has_uprobes: bool = False
     has_sysv_memory: bool = False
+    other_user: bool = False  # than we are, in our own user namespace
 
 
 class Look(Value):
@@ -162,6 +164,7 @@ class Look(Value):
     memory_bytes: int
     images_free_bytes: int
     images_place: str
+    has_sys_resource: bool
     tracks_memory: bool
     criu_error: str = ""
     criu_version: str = ""
@@ -235,6 +238,8 @@ def _tasks(look: Look, options: CheckpointOptions) -> list[Finding]:
                 found.append(fail("namespace-nested", f"{_who(task)} has a {name} namespace of its own"))
         if task.tracer:
             found.append(fail("traced", f"{_who(task)} is traced by process {task.tracer}"))
+        if task.other_user and not look.has_sys_resource:
+            found.append(fail("resource-capability", f"{_who(task)} is another user's, whose limits CRIU cannot read here"))
         if task.state == "D":
             found.append(warn("uninterruptible", f"{_who(task)} is in uninterruptible sleep"))
         if task.has_uprobes:

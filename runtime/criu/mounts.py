@@ -6,6 +6,7 @@ import os
 
 from runtime.cgroups.manager import Manager
 from runtime.errors import KernelError, NotFound
+from runtime.linux.procfs import Mount
 from runtime.process import places
 from runtime.setup.plan import DEFAULT_DEVICES, bind_mounts, destination, needs_devices
 from runtime.spec.config import Spec
@@ -14,10 +15,11 @@ from runtime.spec.config import Spec
 def external(spec: Spec, bundle: str, manager: Manager) -> dict[str, str]:
     """Return destination -> source of every mount that is a part of the host's tree.
 
-    Without a cgroup namespace the cgroup mounts are bound from the host's own.
+    Without a cgroup namespace the cgroup mounts are bound from the host's own. With a user namespace they are at a restore:
+    CRIU cannot mount them there, and looked at from inside it is the same.
     """
     found = bind_mounts(spec, bundle)
-    if spec.linux.namespace("cgroup") is None:
+    if spec.linux.namespace("cgroup") is None or spec.linux.namespace("user") is not None:
         for mount in spec.mounts:
             if mount.type == "cgroup":
                 found.update(manager.bound_at(destination(mount.destination)))
@@ -31,6 +33,13 @@ def external(spec: Spec, bundle: str, manager: Manager) -> dict[str, str]:
 
 # What masks files is a bind mount of this. runc's images know each of these mounts by this one key; ours have them inside.
 RUNC_MASK = {"/dev/null": "/dev/null"}
+
+
+def without_masked_directories(found: dict[str, str], spec: Spec, mounted: list[Mount]) -> dict[str, str]:
+    """Return the mounts of `external` as a running container has them: what masks a directory is a tmpfs of its own."""
+    own = {m.mount_point for m in mounted if m.fstype == "tmpfs" and m.root == "/"}
+    masked = {destination(p) for p in spec.linux.masked_paths}
+    return {place: source for place, source in found.items() if place not in masked & own}
 
 
 def require_sources(sources: dict[str, str]) -> None:

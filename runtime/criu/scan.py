@@ -50,11 +50,20 @@ def tasks(members: list[tuple[int, bool]]) -> Iterator[Task]:
                 label=_label(pid),
                 has_uprobes="[uprobes]" in maps,
                 has_sysv_memory="/SYSV" in maps,
+                other_user=state not in "ZX" and _is_other_user(pid, status),
             )
 
 
 def _fields(path: str) -> dict[str, str]:
     return {k: v.strip() for k, _, v in (line.partition(":") for line in Path(path).read_text().splitlines())}
+
+
+def _is_other_user(pid: int, status: dict[str, str]) -> bool:
+    """Say whether prlimit(2) on a process takes CAP_SYS_RESOURCE in our own user namespace."""
+    if os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino:
+        return False
+    ids = {int(n) for n in status["Uid"].split()[:3]}, {int(n) for n in status["Gid"].split()[:3]}
+    return ids != ({os.getuid()}, {os.getgid()})
 
 
 def _namespaces(pid: int) -> dict[str, int]:

@@ -13,6 +13,7 @@ from runtime.criu import configfiles, features, mounts, network, scan
 from runtime.criu.findings import Look
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
+from runtime.linux.capability import permitted_set
 from runtime.linux.const import NAMESPACES
 from runtime.linux.procfs import read_mountinfo
 
@@ -39,7 +40,7 @@ def facts(container: Container, options: CheckpointOptions, *, rebuild_network: 
     found = ContainerFacts(
         pid=pid,
         rootfs=container.state.rootfs,
-        binds=mounts.external(bundle.spec, str(bundle.path), container.manager()),
+        binds=_binds(container, bundle),
         external_namespaces=tuple(namespaces),
         external_files=tuple(sorted({n for n in names if n.startswith("file[")})),
         freezer_path=container.manager().freezer_path,
@@ -59,7 +60,7 @@ def look(container: Container, options: CheckpointOptions) -> Look:
     bundle = container.bundle()
     members = scan.family(pid, container.manager().pids())
     pids = [p for p, _ in members]
-    places = mounts.external(bundle.spec, str(bundle.path), container.manager())
+    places = _binds(container, bundle)
     found = features.examine()
     directory = options.image_path
     while not directory.exists():
@@ -81,11 +82,17 @@ def look(container: Container, options: CheckpointOptions) -> Look:
         memory_bytes=sum(_resident(p) for p in pids),
         images_free_bytes=shutil.disk_usage(directory).free,
         images_place=str(options.image_path),
+        has_sys_resource="CAP_SYS_RESOURCE" in permitted_set(),
         tracks_memory=features.tracks_memory() if "org.criu.error" not in found else False,
         criu_error=found.get("org.criu.error", ""),
         criu_version=found.get("org.criu.version", ""),
         overridden=configfiles.overridden(options.config_file),
     )
+
+
+def _binds(container: Container, bundle: Bundle) -> dict[str, str]:
+    found = mounts.external(bundle.spec, str(bundle.path), container.manager())
+    return mounts.without_masked_directories(found, bundle.spec, read_mountinfo(container.state.pid))
 
 
 def _own(bundle: Bundle, kind: str) -> bool:

@@ -49,11 +49,12 @@ def _processes() -> set[tuple[int, str]]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
             inside = os.readlink(entry / "ns/pid") != own
         except OSError:
             continue
-        if state != "Z" and (inside or any(name in command for name in ("bin/runtime", "bin/migrate", "migrate.agent", "criu"))):
-            found.add((int(entry.name), command[:80]))
+        ours = any(name in word for word in words[:4] for name in ("bin/runtime", "bin/migrate", "migrate.agent", "bin/criu", "criu: "))
+        if state != "Z" and (inside or ours):
+            found.add((int(entry.name), " ".join(words)[:80]))
     return found
