@@ -9,14 +9,14 @@ from runtime.criu.findings import REMEDY
 # First match wins. The patterns are the texts of CRIU's own messages.
 _CODES: tuple[tuple[str, str], ...] = (
     (r"Unsupported proto 262", "mptcp"),
-    (r"Unsupported proto|Unsupported socket|unsupported family|Unsupported type", "socket-protocol"),
+    (r"Unsupported proto|Unsupported socket|Unknown socket collected|unsupported family|Unsupported type", "socket-protocol"),
     (r"Connected TCP socket|tcp-established", "tcp-established"),
     (r"External socket is used|Can't dump half of stream unix|Connection to external", "unix-outside"),
     (r"file locks are hold", "file-locks"),
-    (r"dangling tty|ctty inheritance|shell-job|tty: Found|Can't find slave peer", "terminal"),
+    (r"dangling tty|path=/dev/(pts/|tty|console)|ctty inheritance|shell-job|tty: Found|Can't find slave peer", "terminal"),
     (r"ghost file .* increase limit|ghost-limit", "ghost-file"),
     (r"link-remap|Can't create link remap|Can't dump linked remap", "link-remap"),
-    (r"fsnotify: Can't dump that handle|Handle 0x[0-9a-f]+:0x[0-9a-f]+ cannot be opened", "inotify-overlay"),
+    (r"Can't dump that handle|Handle 0x[0-9a-f]+:0x[0-9a-f]+ cannot be opened", "inotify-overlay"),
     (r"io_uring", "io-uring"),
     (r"Unknown shit|anon_inode:", "anonymous-inode"),
     (r"lacks get_rseq_conf", "kernel-rseq"),
@@ -37,7 +37,7 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"page-pipe: splice|page-pipe: Can't", "lazy-limits"),
     (r"doesn't have a proper root mount|has unreachable sharing|Can't lookup mount=", "mount-source"),
     (r"FS mnt .* unsupported|unsupported fs", "mount-type"),
-    (r"Chr file .* unsupported|Unsupported device|char device", "device"),
+    (r"Chr file .* unsupported|Unsupported device|char device|of that type .*\((chr|blk) ", "device"),
     (r"No parent|parent_img|Can't open parent", "parent"),
 )
 

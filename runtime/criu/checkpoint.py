@@ -11,13 +11,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
-from runtime.criu import compare, features, images, request, survey, sweep
-from runtime.criu.findings import Finding, examine
+from runtime.criu import advice, compare, features, images, request, scan, survey, sweep
+from runtime.criu.findings import Finding, Severity, at_once, examine
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
@@ -58,6 +58,7 @@ def checkpoint(
         tracks_memory = (options.pre_dump or options.parent_path is not None) and features.tracks_memory()
         if options.pre_dump:
             return _pre_dump(container, options, tracks_memory)
+        _refuse_at_once(container)
         facts, names = survey.facts(container, options, rebuild_network=controller is not None)
         images.save_stdio(options.image_path, names[:3])
         images.save_notes(
@@ -66,25 +67,44 @@ def checkpoint(
         if not tracks_memory:
             facts = request.without_parent(facts)
         dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
-        try:
-            with Session() as session:
-                session.run(
-                    "DUMP",
-                    request.dump(options, facts),
-                    options.image_path,
-                    options.work_path,
-                    request.DUMP_LOG,
-                    dump.on_notify,
-                )
-            dump.done()
-        finally:
-            dump.let_go()
+        with _explained(container, options):
+            try:
+                with Session() as session:
+                    fields = request.dump(options, facts)
+                    session.run("DUMP", fields, options.image_path, options.work_path, request.DUMP_LOG, dump.on_notify)
+                dump.done()
+            finally:
+                dump.let_go()
         found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
         if not options.leave_running:
             _wait_dead(container)
             if controller is None:
                 container.remove()
     return found
+
+
+def _refuse_at_once(container: Container) -> None:
+    """Refuse what CRIU would not notice, or only after a long time. Raises: ContainerError."""
+    members = scan.family(container.state.pid, container.manager().pids())
+    if found := at_once(tuple(scan.tasks(members))):
+        raise ContainerError(found.words, hint=f"{found.remedy} [{found.code}]")
+
+
+@contextlib.contextmanager
+def _explained(container: Container, options: CheckpointOptions) -> Iterator[None]:
+    """Explain a failure of CRIU's by what `check` finds, where that says more than CRIU's log."""
+    try:
+        yield
+    except CriuError as e:
+        try:
+            found = [f for f in examine(survey.look(container, options), options) if f.severity == Severity.FAIL]
+        except (ContainerError, OSError, StopIteration):
+            raise e from None
+        told = advice.code(e.log_lines)
+        f = next((f for f in found if f.code == told), found[0] if found else None)
+        if f is None:
+            raise
+        raise CriuError(e.message, log_lines=e.log_lines, hint=f"{f.words}: {f.remedy} [{f.code}]") from e
 
 
 def _pre_dump(container: Container, options: CheckpointOptions, tracks_memory: bool) -> dict[str, Any]:

@@ -36,7 +36,6 @@ REMEDY: dict[str, str] = {
     "anonymous-inode": "CRIU cannot dump this kind of descriptor: have the program close it",
     "config-file": "take the option out of that file, or mind it",
     "cpu": "the processors of the two hosts differ too much: --cpu-cap can demand less, at the program's own risk",
-    "criu-config": "",
     "criu-missing": "run scripts/install-criu, or name one with $FERRY_CRIU",
     "criu-version": "run scripts/install-criu: it finds one that works with this kernel",
     "device": "have the program close the device",
@@ -73,7 +72,7 @@ REMEDY: dict[str, str] = {
     "socket-protocol": "CRIU cannot dump this kind of socket: have the program close it",
     "traced": "detach the debugger",
     "uninterruptible": "wait until it is through, or the freezer will run into its time-out",
-    "unix-outside": "close it, or put the socket's server into the container; --ext-unix-sk lets datagram sockets pass",
+    "unix-outside": "close it, or put its server into the container; in the host's network --ext-unix-sk lets datagrams pass",
     "uprobes": "detach the tracer that set them",
 }
 
@@ -117,7 +116,10 @@ class OpenFile(Value):
 
 
 class Socket(Value):
-    """`state` is the kernel's of TCP; `peer_outside` that no process of the container has its other end."""
+    """`state` is the kernel's of TCP; `peer_outside` that no process of the container has its other end.
+
+    `peer_seen` says of such a peer that it is in the container's network namespace, where CRIU sees it.
+    """
 
     pid: int
     number: int
@@ -128,6 +130,7 @@ class Socket(Value):
     state: int = 0
     name: str = ""
     peer_outside: bool = False
+    peer_seen: bool = False
 
 
 class Task(Value):
@@ -186,6 +189,16 @@ def examine(look: Look, options: CheckpointOptions) -> list[Finding]:
     return sorted(found, key=lambda f: order.index(f.severity))
 
 
+def at_once(tasks: tuple[Task, ...]) -> Finding | None:
+    """Return what CRIU would not notice, or only after a long time: the first of it."""
+    for task in tasks:
+        if not task.below_init:
+            return fail("exec-session", f"{_who(task)} was started by exec")
+        if task.tracer:
+            return fail("traced", f"{_who(task)} is traced by process {task.tracer}")
+    return None
+
+
 def fail(code: str, words: str) -> Finding:
     return Finding(code, Severity.FAIL, words, REMEDY[code])
 
@@ -231,13 +244,11 @@ def _tasks(look: Look, options: CheckpointOptions) -> list[Finding]:
     found = []
     init = next(t for t in look.tasks if t.pid == look.pid)
     for task in look.tasks:
-        if not task.below_init:
-            found.append(fail("exec-session", f"{_who(task)} was started by exec"))
+        if finding := at_once((task,)):
+            found.append(finding)
         for kind, name in _NOT_NESTED.items():
             if task.namespaces.get(kind, 0) != init.namespaces.get(kind, 0) and task.below_init and task.state != "Z":
                 found.append(fail("namespace-nested", f"{_who(task)} has a {name} namespace of its own"))
-        if task.tracer:
-            found.append(fail("traced", f"{_who(task)} is traced by process {task.tracer}"))
         if task.other_user and not look.has_sys_resource:
             found.append(fail("resource-capability", f"{_who(task)} is another user's, whose limits CRIU cannot read here"))
         if task.state == "D":
@@ -320,7 +331,7 @@ def _sockets(look: Look, options: CheckpointOptions) -> list[Finding]:
         if s.family not in _FAMILIES:
             found.append(fail("socket-protocol", f"{who}: a socket of address family {s.family}"))
         elif s.family == _AF_UNIX:
-            if s.peer_outside and not (options.ext_unix_sk and s.kind == _SOCK_DGRAM):
+            if s.peer_outside and not (options.ext_unix_sk and s.kind == _SOCK_DGRAM and s.peer_seen):
                 found.append(
                     fail("unix-outside", f"{who}: a unix socket whose other end is outside{f' ({s.name})' if s.name else ''}")
                 )

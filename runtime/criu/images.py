@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from runtime.criu.request import NOTES_FILE, STDIO_FILE
 from runtime.errors import KernelError, NotFound, SpecError
-from runtime.linux import const, mount
-from runtime.process import userns
 from runtime.spec.config import Spec
 
 _STATS = (
@@ -21,6 +22,8 @@ _STATS = (
     "forking_time", "restore_time", "pages_restored",
 )  # fmt: skip
 _MAX_PARENTS = 1000
+_ACL = "system.posix_acl_access"
+_READ, _WRITE, _SEARCH = 4, 2, 1
 # What stats.proto demands of a dump's entry.
 _DUMP_FIELDS = (
     "freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_skipped_parent", "pages_written",
@@ -40,15 +43,23 @@ def require(path: Path) -> None:
     """Refuse a directory that holds no checkpoint, or whose parents are not there. Raises: NotFound."""
     if not (path / "inventory.img").is_file():
         raise NotFound(f"no checkpoint in {path}: it has no inventory.img", hint="give the directory with --image-path")
-    for _ in range(_MAX_PARENTS):
-        link = path / "parent"
-        if not link.is_symlink():
-            return
-        if not link.is_dir():
+    for directory in _chain(path):
+        link = directory / "parent"
+        if link.is_symlink() and not link.is_dir():
             raise NotFound(
                 f"{link} leads to {os.readlink(link)}, which is not there", hint="bring that image directory there, too"
             )
-        path = path / os.readlink(link)
+
+
+def _chain(path: Path) -> Iterator[Path]:
+    """Return an image directory and its parents, as far as they are there. Raises: SpecError."""
+    for _ in range(_MAX_PARENTS):
+        if not path.is_dir():
+            return
+        yield path
+        if not (path / "parent").is_symlink():
+            return
+        path = path / os.readlink(path / "parent")
     raise SpecError(f"the parents of {path} go round in a circle")
 
 
@@ -61,30 +72,64 @@ def require_parent(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def readable_inside(path: Path, spec: Spec) -> Iterator[int]:
+def readable_inside(path: Path, spec: Spec, *, writable: bool) -> Iterator[int]:
     """Open an image directory for CRIU; for a container with a user namespace so that its root, too, may read there.
 
-    CRIU opens images in processes that are in the new user namespace already, where nobody is the host's root. An id-mapped
-    mount shows them what is the host root's as their own, without a change of the files.
+    CRIU opens images in a process that is in the new user namespace already: before its mappings are written as the host's root,
+    later as the user that the namespace's root is. An access control list is for both; it is taken away at the end.
 
     Raises: ContainerError.
+    Source: acl(5); the kernel's posix_acl_xattr.h.
     """
+    changed: list[tuple[Path, int]] = []
+    root = _root_of(spec)
     try:
-        if spec.linux.namespace("user") is None or not spec.linux.uid_mappings:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        else:
-            fd = mount.open_tree(str(path), recursive=False)
-            users = userns.open_with_mappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
-            try:
-                mount.mount_setattr(fd, const.MOUNT_ATTR_IDMAP, 0, recursive=False, userns_fd=users)
-            finally:
-                os.close(users)
+        if root is not None:
+            for directory in _chain(path):
+                for entry in (directory, *directory.iterdir()):
+                    if not entry.is_symlink():
+                        _let_read(entry, root, writable, changed)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as e:
-        raise KernelError(f"cannot open image directory {path} for the container", e.errno or 0) from e
+        _take_back(changed)
+        hint = "put the images on a file system with access control lists" if e.errno == errno.ENOTSUP else None
+        raise KernelError(f"cannot open image directory {path} for the container", e.errno or 0, hint=hint) from e
     try:
         yield fd
     finally:
         os.close(fd)
+        _take_back(changed)
+
+
+def _root_of(spec: Spec) -> int | None:
+    """Return the host's user that is root in a user namespace of the container's own."""
+    if spec.linux.namespace("user") is not None:
+        for m in spec.linux.uid_mappings:
+            if m.container_id == 0 and m.host_id != 0:
+                return m.host_id
+    return None
+
+
+def _let_read(entry: Path, uid: int, writable: bool, changed: list[tuple[Path, int]]) -> None:
+    mode = stat.S_IMODE(entry.stat().st_mode)
+    more = _READ | (_WRITE if writable else 0) | (_SEARCH if entry.is_dir() else 0)
+    none = 0xFFFFFFFF
+    entries = (
+        (1, mode >> 6 & 7, none),
+        (2, more, uid),
+        (4, mode >> 3 & 7, none),
+        (0x10, more | mode >> 3 & 7, none),
+        (0x20, mode & 7, none),
+    )
+    os.setxattr(entry, _ACL, struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries))
+    changed.append((entry, mode))
+
+
+def _take_back(changed: list[tuple[Path, int]]) -> None:
+    for entry, mode in changed:
+        with contextlib.suppress(OSError):  # wiped meanwhile
+            os.removexattr(entry, _ACL)
+            entry.chmod(mode)
 
 
 def wipe(path: Path) -> None:

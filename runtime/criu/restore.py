@@ -147,7 +147,7 @@ def restore(
                     except OSError as e:
                         raise KernelError(f"cannot bring the images in {options.image_path} together", e.errno or 0) from e
                     lazy.start()
-                with images.readable_inside(options.image_path, spec) as image_fd:
+                with images.readable_inside(options.image_path, spec, writable=options.auto_dedup) as image_fd:
                     session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
                 held.resume()
             if wipe and lazy is None:

@@ -156,14 +156,17 @@ def sockets(pids: list[int]) -> Iterator[Socket]:
                     if target.startswith("socket:["):
                         held.append((pid, int(name), int(target[8:-1])))
     inside = {inode for _, _, inode in held}
-    peers = _peers(pids[0]) if held else {}
+    known = _unix_sockets(pids[0]) if held else {}
+    # Who is connected, but not accepted yet, is known by whoever listens.
+    waiting = {client for inode in inside & known.keys() for client in known[inode].waiting}
     for pid, number, inode in held:
         with contextlib.suppress(OSError):
-            peer = peers.get(inode, 0)
-            yield _socket(pid, number, inode, bool(peer) and peer not in inside)
+            found = known.get(inode)
+            outside = found is not None and found.connected and found.peer not in inside and inode not in waiting
+            yield _socket(pid, number, inode, outside, outside and found is not None and found.peer in known)
 
 
-def _socket(pid: int, number: int, inode: int, peer_outside: bool) -> Socket:
+def _socket(pid: int, number: int, inode: int, peer_outside: bool, peer_seen: bool) -> Socket:
     process = pidfd_open(pid)
     try:
         fd = pidfd_getfd(process, number)
@@ -182,7 +185,7 @@ def _socket(pid: int, number: int, inode: int, peer_outside: bool) -> Socket:
         with contextlib.suppress(OSError):
             peer = _name(s.getpeername())
             name = f"{name} - {peer}" if name and peer else name or peer
-    return Socket(pid, number, inode, address_family, kind, protocol, state, name, peer_outside)
+    return Socket(pid, number, inode, address_family, kind, protocol, state, name, peer_outside, peer_seen)
 
 
 def _name(address: object) -> str:
@@ -193,8 +196,8 @@ def _name(address: object) -> str:
     return str(address or "")
 
 
-def _peers(pid: int) -> dict[int, int]:
-    """Return the peers of the unix sockets in a process's network namespace; none where the kernel does not tell."""
+def _unix_sockets(pid: int) -> dict[int, sockdiag.UnixSocket]:
+    """Return the unix sockets in a process's network namespace by inode; none where the kernel does not tell."""
     before = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -203,7 +206,7 @@ def _peers(pid: int) -> dict[int, int]:
         finally:
             os.close(there)
         try:
-            return sockdiag.unix_peers()
+            return sockdiag.unix_sockets()
         finally:
             namespace.setns(before, const.CLONE_NEWNET)
     except OSError:

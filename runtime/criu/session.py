@@ -60,16 +60,19 @@ class Session:
     """A running `criu swrk`, good for one request.
 
     `in_child` runs in the CRIU process before it is executed, e.g. to move it into a cgroup; `pass_fds` are the
-    descriptors that it gets beside its stdio, under the numbers that they have here.
+    descriptors that it gets beside its stdio, under the numbers that they have here. `stdout` is where its words go; a
+    restored container gets ours.
     """
 
-    def __init__(self, in_child: Callable[[], None] | None = None, pass_fds: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, in_child: Callable[[], None] | None = None, pass_fds: tuple[int, ...] = (), stdout: int | None = None
+    ) -> None:
         self._rpc = _messages()
         path = binary.find()
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self.process = subprocess.Popen(
-                [path, "swrk", str(theirs.fileno())], pass_fds=(theirs.fileno(), *pass_fds), preexec_fn=in_child
+                [path, "swrk", str(theirs.fileno())], pass_fds=(theirs.fileno(), *pass_fds), preexec_fn=in_child, stdout=stdout
             )
         except (OSError, subprocess.SubprocessError) as e:
             self._sock.close()
@@ -169,7 +172,7 @@ class Session:
 
 def version() -> tuple[int, int, int]:
     """Ask CRIU for its version. Raises: CriuError."""
-    with Session() as session:
+    with Session(stdout=subprocess.DEVNULL) as session:
         session._send(session._rpc.criu_req(type=session._rpc.VERSION))
         response, _ = session._receive()
         if response is None or not response.success:
@@ -181,7 +184,7 @@ def version() -> tuple[int, int, int]:
 def check_features() -> dict[str, bool]:
     """Ask CRIU what this kernel has of mem_track, lazy_pages and pidfd_store. Raises: CriuError."""
     names = ("mem_track", "lazy_pages", "pidfd_store")
-    with Session() as session:
+    with Session(stdout=subprocess.DEVNULL) as session:
         request = session._rpc.criu_req(type=session._rpc.FEATURE_CHECK)
         for name in names:
             setattr(request.features, name, True)

@@ -72,7 +72,7 @@ def look(container: Container, options: CheckpointOptions) -> Look:
         sockets=tuple(scan.sockets(pids)),
         mounts=tuple(read_mountinfo(pid)),
         known_places=(*places, *(f"{p}/" for p in places)),
-        inherited=_descriptors(pid),
+        inherited=_descriptors(pid)[:3],
         own_pid_namespace=_own(bundle, "pid"),
         own_ipc_namespace=_own(bundle, "ipc"),
         own_terminal=bool(bundle.spec.process and bundle.spec.process.terminal),

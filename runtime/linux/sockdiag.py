@@ -10,28 +10,46 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from runtime.values import Value
+
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_SHOW_VFS, _SHOW_PEER = 2, 4
-_VFS, _PEER = 1, 2
+_SHOW_VFS, _SHOW_PEER, _SHOW_ICONS = 2, 4, 8
+_VFS, _PEER, _ICONS = 1, 2, 3
+_ESTABLISHED = 1  # tcp_states.h, which unix sockets borrow
 _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=BBBxIII")  # family, type, state, inode, cookie
 
 
-def unix_peers() -> dict[int, int]:
-    """Return inode -> inode of its peer, for the sockets that have one. Raises: OSError where there is no unix_diag."""
-    return {inode: int(struct.unpack_from("=I", found[_PEER])[0]) for inode, found in _sockets(_SHOW_PEER) if _PEER in found}
+class UnixSocket(Value):
+    """`peer` is an inode, 0 for one that is not accepted yet; `waiting` are the inodes of those that this one has to accept."""
+
+    connected: bool
+    peer: int
+    waiting: tuple[int, ...]
+
+
+def unix_sockets() -> dict[int, UnixSocket]:
+    """Return the sockets by their inodes. Raises: OSError where there is no unix_diag."""
+    sockets = {}
+    for inode, state, found in _sockets(_SHOW_PEER | _SHOW_ICONS):
+        waiting = found.get(_ICONS, b"")
+        (peer,) = struct.unpack_from("=I", found.get(_PEER, bytes(4)))
+        connected = state == _ESTABLISHED and (_PEER in found or peer != 0)
+        sockets[inode] = UnixSocket(connected, peer, struct.unpack(f"={len(waiting) // 4}I", waiting))
+    return sockets
 
 
 def bound_at(path: str) -> bool:
     """Say whether a socket is bound to this name; its file alone may be left over. Raises: OSError."""
     inode = os.stat(path).st_ino & 0xFFFFFFFF
-    return any(struct.unpack_from("=I", found[_VFS])[0] == inode for _, found in _sockets(_SHOW_VFS) if _VFS in found)
+    return any(struct.unpack_from("=I", found[_VFS])[0] == inode for _, _, found in _sockets(_SHOW_VFS) if _VFS in found)
 
 
-def _sockets(show: int) -> Iterator[tuple[int, dict[int, bytes]]]:
+def _sockets(show: int) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Return inode, state and attributes of each socket."""
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, show, 0xFFFFFFFF, 0xFFFFFFFF)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as s:
         header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
@@ -46,8 +64,8 @@ def _sockets(show: int) -> Iterator[tuple[int, dict[int, bytes]]]:
                 if kind == _NLMSG_ERROR:
                     (number,) = struct.unpack_from("=i", data, at + _HEADER.size)
                     raise OSError(-number, "unix_diag")
-                _, _, _, inode, _, _ = _MESSAGE.unpack_from(data, at + _HEADER.size)
-                yield inode, _attributes(data[at + _HEADER.size + _MESSAGE.size : at + length])
+                _, _, state, inode, _, _ = _MESSAGE.unpack_from(data, at + _HEADER.size)
+                yield inode, state, _attributes(data[at + _HEADER.size + _MESSAGE.size : at + length])
                 at += (length + 3) & ~3
 
 
