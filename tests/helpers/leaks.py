@@ -54,7 +54,9 @@ def _processes() -> set[tuple[int, str]]:
             inside = os.readlink(entry / "ns/pid") != own
         except OSError:
             continue
-        ours = any(name in word for word in words[:4] for name in ("bin/runtime", "bin/migrate", "migrate.agent", "bin/criu", "criu: "))
+        ours = any(
+            name in word for word in words[:4] for name in ("bin/runtime", "bin/migrate", "migrate.agent", "bin/criu", "criu: ")
+        )
         if state != "Z" and (inside or ours):
             found.add((int(entry.name), " ".join(words)[:80]))
     return found

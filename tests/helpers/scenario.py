@@ -58,7 +58,7 @@ class Scenario:
 class Parked:
     """A scenario's container, at the point where it waits."""
 
-    def __init__(self, oci: Oci, bundles: BundleMaker, scenario: Scenario) -> None:
+    def __init__(self, oci: Oci, bundles: BundleMaker, scenario: Scenario, prepare: Callable[[Path], Any] | None = None) -> None:
         def change(config: Config) -> None:
             system(config)
             if scenario.change:
@@ -69,8 +69,11 @@ class Parked:
         self.bundle = bundles("/usr/bin/python3", "-c", _PROGRAM.format(body=body), change=change)
         self.rootfs = self.bundle / "rootfs"
         self.rootfs.chmod(0o777)
+        (self.rootfs / "tmp").chmod(0o1777)
+        if prepare:
+            prepare(self.rootfs)
         oci.detached(self.bundle, "c")
-        wait_for(lambda: (self.rootfs / "ready").exists() or (self.rootfs / "result").exists(), "the set-up", 30)
+        wait_for(lambda: (self.rootfs / "ready").exists() or (self.rootfs / "result").exists(), "the set-up", 60)
         assert not (self.rootfs / "result").exists(), (self.rootfs / "result").read_text()
 
     def findings(self, *flags: str) -> dict[str, str]:

@@ -194,12 +194,13 @@ def test_unix_outside(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
         assert findings(oci)["unix-outside"] == "fail" and findings(oci, "--ext-unix-sk")["unix-outside"] == "fail"
         explained(oci, tmp_path, "unix-outside")
         oci.ok("delete", "--force", "c")
-        dgram = f"s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('{tmp_path}/host/dgram'); park(); s.send(b'after')"
+        dgram = (
+            f"s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect('{tmp_path}/host/dgram'); park(); s.send(b'after')"
+        )
         # CRIU does not see a peer in another network namespace.
         Parked(oci, bundles, Scenario("dgram", dgram, change=change))
         assert findings(oci, "--ext-unix-sk")["unix-outside"] == "fail"
         explained(oci, tmp_path, "unix-outside", "--ext-unix-sk")
-
 
         def of_host(config: Config) -> None:
             change(config)
@@ -259,7 +260,10 @@ def test_network_lock(oci: Oci, bundles: BundleMaker, tmp_path: Path, network: s
     # What is not on PATH is looked for in the system's directories, too: hide them.
     hidden = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /usr/sbin && exec "$@"', str(tmp_path / "bin")]
     done = subprocess.run(
-        [*hidden, *oci.argv("checkpoint", "--check", "--json", "c")], env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+        [*hidden, *oci.argv("checkpoint", "--check", "--json", "c")],
+        env=environment | {"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
     )
     assert {f["code"]: f["severity"] for f in json.loads(done.stdout)}["network-lock"] == "fail", done.stderr
 
