@@ -20,6 +20,7 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"io_uring", "io-uring"),
     (r"Unknown shit|anon_inode:", "anonymous-inode"),
     (r"lacks get_rseq_conf", "kernel-rseq"),
+    (r"doesn't belong to the target user namespace", "namespace-owner"),
     (r"nested \w+ namespace", "namespace-nested"),
     (r"Can't get rlimit", "resource-capability"),
     (r"uprobes", "uprobes"),

@@ -57,6 +57,8 @@ REMEDY: dict[str, str] = {
     "mount-source": "give the container the path as a bind mount in its config.json, so that it is known to come from outside",
     "mount-type": "unmount it, or mount it from outside by config.json",
     "mptcp": "set sysctl net.mptcp.enabled=0 in the container, or GODEBUG=multipathtcp=0 for Go",
+    "namespace-joined": "what else is in it is not restored with the container",
+    "namespace-owner": "CRIU cannot dump that: give the container one of its own, or no user namespace",
     "namespace-nested": "CRIU cannot dump a namespace made inside: turn that off (PrivateUsers= and the like)",
     "network-lock": "install nftables or iptables, or give --network-lock skip when nothing talks to the container",
     "parent": "name the directory of the dump before this one by --parent-path",
@@ -160,6 +162,8 @@ class Look(Value):
     inherited: tuple[str, ...]  # names of descriptors that a restore gets from its caller
     own_pid_namespace: bool
     own_ipc_namespace: bool
+    joined_namespaces: tuple[str, ...]  # by a path in config.json
+    foreign_namespaces: tuple[str, ...]  # of another user namespace than the container's
     own_terminal: bool
     needs_lock: bool
     has_nft: bool
@@ -229,6 +233,13 @@ def _host(look: Look, options: CheckpointOptions) -> list[Finding]:
                 "pid-namespace", "the container has no pid namespace of its own: its process numbers may be taken at the restore"
             )
         )
+    for kind in look.joined_namespaces:
+        if kind == "user":
+            found.append(fail("namespace-joined", "the container joins a user namespace, which CRIU can only make anew"))
+        elif kind not in ("network", "pid"):
+            found.append(warn("namespace-joined", f"the container joins a namespace ({kind}); restored it has one of its own"))
+    for kind in look.foreign_namespaces:
+        found.append(fail("namespace-owner", f"the container's {kind} namespace belongs to another user namespace"))
     if look.needs_lock and not (look.has_nft or look.has_iptables) and options.network_lock != NetworkLock.SKIP:
         found.append(fail("network-lock", "the container has a network, and neither nft nor iptables is here to lock it"))
     if options.pre_dump and not look.tracks_memory:

@@ -13,6 +13,7 @@ from runtime.criu import configfiles, features, mounts, network, scan
 from runtime.criu.findings import Look
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
+from runtime.linux import namespace
 from runtime.linux.capability import permitted_set
 from runtime.linux.const import NAMESPACES
 from runtime.linux.procfs import read_mountinfo
@@ -75,6 +76,8 @@ def look(container: Container, options: CheckpointOptions) -> Look:
         inherited=_descriptors(pid)[:3],
         own_pid_namespace=_own(bundle, "pid"),
         own_ipc_namespace=_own(bundle, "ipc"),
+        joined_namespaces=tuple(n.type for n in bundle.spec.linux.namespaces if n.path),
+        foreign_namespaces=_foreign(pid),
         own_terminal=bool(bundle.spec.process and bundle.spec.process.terminal),
         needs_lock=not _only_loopback(pid),
         has_nft=_has("nft"),
@@ -88,6 +91,15 @@ def look(container: Container, options: CheckpointOptions) -> Look:
         criu_version=found.get("org.criu.version", ""),
         overridden=configfiles.overridden(options.config_file),
     )
+
+
+def _foreign(pid: int) -> tuple[str, ...]:
+    """Return the namespaces of a process that belong to another user namespace than its own."""
+    users = _namespace(pid, "user")
+    if users == os.stat("/proc/self/ns/user").st_ino:
+        return ()
+    others = {kind: file for kind, (_, file) in NAMESPACES.items() if kind not in ("user", "cgroup", "time")}
+    return tuple(kind for kind, file in others.items() if namespace.owner(f"/proc/{pid}/ns/{file}") != users)
 
 
 def _binds(container: Container, bundle: Bundle) -> dict[str, str]:

@@ -284,6 +284,31 @@ def network() -> Iterator[str]:
     subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+def test_namespace_owner(oci: Oci, bundles: BundleMaker, tmp_path: Path, network: str) -> None:
+    def change(config: Config) -> None:
+        _join(config, network)
+        config["linux"]["namespaces"].append({"type": "user"})
+        for kind in ("uidMappings", "gidMappings"):
+            config["linux"][kind] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+        config["mounts"] = [m for m in config["mounts"] if not m["destination"].startswith("/sys")]
+
+    oci.detached(bundles("sleep", "100", change=change), "c")
+    assert findings(oci)["namespace-owner"] == "fail"
+    explained(oci, tmp_path, "namespace-owner")
+
+
+def test_namespace_joined(oci: Oci, counting: Path, bundles: BundleMaker) -> None:
+    """As in a pod, whose containers share some."""
+    pid = oci.state("c")["pid"]
+
+    def change(config: Config) -> None:
+        next(n for n in config["linux"]["namespaces"] if n["type"] == "ipc")["path"] = f"/proc/{pid}/ns/ipc"
+
+    oci.detached(bundles("sleep", "100", change=change), "d")
+    done = oci.run("checkpoint", "--check", "d")
+    assert done.returncode == 0 and "warn  the container joins a namespace (ipc)" in done.stdout
+
+
 def test_resource_capability(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     bundle = bundles("sleep", "100", change=lambda c: c["process"].update(user={"uid": 1000, "gid": 1000}))
     oci.detached(bundle, "c")
