@@ -24,6 +24,7 @@ _STATS = (
 _MAX_PARENTS = 1000
 _ACL = "system.posix_acl_access"
 _READ, _WRITE, _SEARCH = 4, 2, 1
+_STATS_MAGIC = struct.pack("<II", 0x55105940, 0x57093306)
 # What stats.proto demands of a dump's entry.
 _DUMP_FIELDS = (
     "freezing_time", "frozen_time", "memdump_time", "memwrite_time", "pages_scanned", "pages_skipped_parent", "pages_written",
@@ -189,35 +190,51 @@ def stats(directory: Path, which: str) -> dict[str, int]:
 
     Units: times in microseconds.
     """
-    from pycriu import images
-
     try:
-        with (directory / f"stats-{which}").open("rb") as f:
-            entry: dict[str, Any] = images.load(f)["entries"][0][which]
-    except (OSError, KeyError, IndexError):
+        entry = getattr(_load_stats(directory / f"stats-{which}"), which)
+    except (OSError, ValueError):
         return {}
-    return {name: int(entry[name]) for name in _STATS if name in entry}
+    return {field.name: int(value) for field, value in entry.ListFields() if field.name in _STATS}
 
 
 def save_stats(directory: Path, found: dict[str, int]) -> None:
     """Write the statistics of a dump that CRIU had no part in, in its format. Raises: OSError."""
-    from pycriu import images
+    from pycriu.images import stats_pb2
 
-    entry = {**dict.fromkeys(_DUMP_FIELDS, 0), **found}
-    with (directory / "stats-dump").open("wb") as f:
-        images.dump({"magic": "STATS", "entries": [{"dump": entry}]}, f)
+    dump = stats_pb2.dump_stats_entry(**{**dict.fromkeys(_DUMP_FIELDS, 0), **found})
+    _write_stats(directory / "stats-dump", stats_pb2.stats_entry(dump=dump))
 
 
 def update_stats(directory: Path, changes: dict[str, int]) -> None:
-    """Change CRIU's statistics of a dump, if they are here. Raises: OSError."""
-    from pycriu import images
-
+    """Change CRIU's statistics of a dump, if they are here. Raises: OSError, ValueError."""
     path = directory / "stats-dump"
     try:
-        with path.open("rb") as f:
-            document = images.load(f)
+        document = _load_stats(path)
     except FileNotFoundError:
         return
-    document["entries"][0]["dump"].update(changes)
-    with path.open("wb") as f:
-        images.dump(document, f)
+    for name, value in changes.items():
+        setattr(document.dump, name, value)
+    _write_stats(path, document)
+
+
+def _load_stats(path: Path) -> Any:
+    """Read a statistics image: two magic numbers, a length, a stats_entry.
+
+    pycriu's own reader of images asks protobuf for what newer ones do not have, so the message is read without it.
+
+    Raises: ValueError when it is damaged; OSError.
+    """
+    from pycriu.images import stats_pb2
+
+    data = path.read_bytes()
+    try:
+        (length,) = struct.unpack_from("<I", data, len(_STATS_MAGIC))
+        start = len(_STATS_MAGIC) + 4
+        return stats_pb2.stats_entry.FromString(data[start : start + length])
+    except Exception as e:
+        raise ValueError(f"{path}: is damaged or cut short: {e}") from e
+
+
+def _write_stats(path: Path, document: Any) -> None:
+    raw = document.SerializeToString()
+    path.write_bytes(_STATS_MAGIC + struct.pack("<I", len(raw)) + raw)
