@@ -6,6 +6,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,6 +45,7 @@ class Survey:
             self.container: ContainerFacts | None = None if found is None else facts.container_from_json(found)
             self.source_facts: HostFacts = facts.host_from_json(self.source.call("facts"))
             bundle = self.container.bundle if self.container else None
+            before_ns = time.time_ns()
             self.target_facts: HostFacts = facts.host_from_json(
                 self.target.call(
                     "facts",
@@ -52,6 +54,9 @@ class Survey:
                     bind_sources=list(bundle.bind_sources) if bundle else [],
                 )
             )
+            # The source's clock is ours. The target read its own after we asked and before we had the answer: no more is known.
+            nearest_ns = min(max(self.target_facts.clock_ns, before_ns), time.time_ns())
+            self.source_facts = replace(self.source_facts, clock_ns=nearest_ns)
         except BaseException:
             self.close()
             raise
