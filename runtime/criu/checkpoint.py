@@ -16,7 +16,7 @@ from typing import Any
 
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
-from runtime.criu import advice, compare, features, images, request, scan, survey, sweep
+from runtime.criu import advice, compare, features, images, pagemap, request, scan, survey, sweep
 from runtime.criu.findings import Finding, Severity, at_once, examine
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions
@@ -52,10 +52,11 @@ def checkpoint(
     images.make(options.work_path)
     if options.parent_path is not None:
         images.require_parent(options.parent_path)
+        pagemap.require_whole(options.parent_path)
     with container.store.locked(container.id):
         container.refresh()
         require("checkpoint", container.id, container.status())
-        tracks_memory = (options.pre_dump or options.parent_path is not None) and features.tracks_memory()
+        tracks_memory = _tracks_memory(options)
         if options.pre_dump:
             return _pre_dump(container, options, tracks_memory)
         _refuse_at_once(container)
@@ -105,6 +106,13 @@ def _explained(container: Container, options: CheckpointOptions) -> Iterator[Non
         if f is None:
             raise
         raise CriuError(e.message, log_lines=e.log_lines, hint=f"{f.words}: {f.remedy} [{f.code}]") from e
+
+
+def _tracks_memory(options: CheckpointOptions) -> bool:
+    """Say whether the kernel can tell what was written to since the parent; without a parent, whether it will from now on."""
+    if options.parent_path is None:
+        return options.pre_dump and features.tracks_memory()
+    return images.tracked(options.parent_path) and features.tracks_memory()
 
 
 def _pre_dump(container: Container, options: CheckpointOptions, tracks_memory: bool) -> dict[str, Any]:

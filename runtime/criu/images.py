@@ -42,8 +42,10 @@ def make(path: Path) -> None:
 
 def require(path: Path) -> None:
     """Refuse a directory that holds no checkpoint, or whose parents are not there. Raises: NotFound."""
-    if not (path / "inventory.img").is_file():
-        raise NotFound(f"no checkpoint in {path}: it has no inventory.img", hint="give the directory with --image-path")
+    # CRIU's pre-dumps have an inventory, too, but no processes.
+    for name in ("inventory.img", "pstree.img"):
+        if not (path / name).is_file():
+            raise NotFound(f"no checkpoint in {path}: it has no {name}", hint="give the directory with --image-path")
     for directory in _chain(path):
         link = directory / "parent"
         if link.is_symlink() and not link.is_dir():
@@ -70,6 +72,19 @@ def require_parent(path: Path) -> None:
         raise NotFound(
             f"no dump or pre-dump in {path}: it has no pagemap-*.img", hint="give the one before this by --parent-path"
         )
+
+
+def tracked(path: Path) -> bool:
+    """Say whether a dump or pre-dump began the kernel's tracking of memory: CRIU can go on only from such a one.
+
+    It tells when it was made, by which CRIU sees whether a process is the one that was dumped.
+    """
+    from pycriu.images import inventory_pb2
+
+    try:
+        return bool(_load(path / "inventory.img", inventory_pb2.inventory_entry).HasField("dump_uptime"))
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager
@@ -218,19 +233,22 @@ def update_stats(directory: Path, changes: dict[str, int]) -> None:
 
 
 def _load_stats(path: Path) -> Any:
-    """Read a statistics image: two magic numbers, a length, a stats_entry.
+    from pycriu.images import stats_pb2
+
+    return _load(path, stats_pb2.stats_entry)
+
+
+def _load(path: Path, message: Any) -> Any:
+    """Read an image of a single message: two magic numbers, a length, the message.
 
     pycriu's own reader of images asks protobuf for what newer ones do not have, so the message is read without it.
 
     Raises: ValueError when it is damaged; OSError.
     """
-    from pycriu.images import stats_pb2
-
     data = path.read_bytes()
     try:
-        (length,) = struct.unpack_from("<I", data, len(_STATS_MAGIC))
-        start = len(_STATS_MAGIC) + 4
-        return stats_pb2.stats_entry.FromString(data[start : start + length])
+        (length,) = struct.unpack_from("<I", data, 8)
+        return message.FromString(data[12 : 12 + length])
     except Exception as e:
         raise ValueError(f"{path}: is damaged or cut short: {e}") from e
 

@@ -73,8 +73,10 @@ def save(path: Path, pages_id: int, entries: list[Entry]) -> None:
     """Write a pagemap, atomically. Raises: OSError."""
     from pycriu.images import pagemap_pb2
 
+    # Since CRIU 4.2 the number of pages has 64 bits, in a field of its own beside the old one.
+    old = {"compat_nr_pages": 0} if "compat_nr_pages" in pagemap_pb2.pagemap_entry.DESCRIPTOR.fields_by_name else {}
     messages = [pagemap_pb2.pagemap_head(pages_id=pages_id)]
-    messages += [pagemap_pb2.pagemap_entry(vaddr=e.start, compat_nr_pages=0, nr_pages=e.pages, flags=e.flags) for e in entries]
+    messages += [pagemap_pb2.pagemap_entry(vaddr=e.start, nr_pages=e.pages, flags=e.flags, **old) for e in entries]
     parts = [_MAGIC]
     for message in messages:
         raw = message.SerializeToString()
@@ -140,6 +142,12 @@ def known(directory: Path, name: str, depth: int = 0) -> Known:
             segments.append(Segment(e.start, e.end, content, offset))
             offset += e.pages * PAGE_BYTES
     return Known(segments)
+
+
+def require_whole(directory: Path) -> None:
+    """Refuse images that lack pages which they, or their parents, are to have. Raises: ContainerError."""
+    for path in directory.glob("pagemap-*.img"):
+        known(directory, path.name)
 
 
 def _map(path: Path, needed: int) -> mmap.mmap:
