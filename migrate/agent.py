@@ -116,12 +116,16 @@ class Agent:
         """Say that the coordinator is there."""
 
     def facts(
-        self, bundle: str | None = None, bind_sources: tuple[str, ...] = (), container: str | None = None
+        self,
+        bundle: str | None = None,
+        bind_sources: tuple[str, ...] = (),
+        container: str | None = None,
+        cpu: str | None = None,
     ) -> dict[str, Any]:
-        return to_json(probe.host_facts(bundle, list(bind_sources), container))
+        return to_json(probe.host_facts(bundle, list(bind_sources), container, cpu))
 
-    def container(self, container: str) -> dict[str, Any]:
-        facts = probe.container_facts(container)
+    def container(self, container: str, flags: list[str]) -> dict[str, Any]:
+        facts = probe.container_facts(container, _checked(flags))
         return {"container": None if facts is None else to_json(facts)}
 
     def containers(self) -> dict[str, Any]:
@@ -410,7 +414,7 @@ class Agent:
 
 def _checked(flags: list[str]) -> list[str]:
     """Return the flags, all of which must be known. Raises: ProtocolError."""
-    known = {"--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"}
+    known = {"--tcp-established", "--tcp-close", "--link-remap", "--ext-unix-sk", "--shell-job", "--file-locks"}
     if unknown := set(flags) - known:
         raise ProtocolError(f"unknown flags {sorted(unknown)}")
     return list(flags)

@@ -20,6 +20,7 @@ from typing import Any
 from migrate.errors import RuntimeFailed
 
 _TIMEOUT_S = 60.0
+_NOT_READY = 4  # exit status of `runtime checkpoint --check`
 
 
 def runtime_command() -> list[str]:
@@ -28,16 +29,16 @@ def runtime_command() -> list[str]:
     return [named] if named else [str(Path(sys.executable).with_name("runtime"))]
 
 
-def run(*arguments: str, timeout_s: float = _TIMEOUT_S) -> str:
-    """Run one verb; return what it printed. Raises: RuntimeFailed with the runtime's own words."""
+def run(*arguments: str, timeout_s: float = _TIMEOUT_S, given: str | None = None, ok: tuple[int, ...] = (0,)) -> str:
+    """Run one verb, with `given` as its input; return what it printed. Raises: RuntimeFailed with the runtime's own words."""
     argv = [*runtime_command(), "--log-format", "json", *arguments]
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(argv, input=given or "", capture_output=True, text=True, timeout=timeout_s, check=False)
     except OSError as e:
         raise RuntimeFailed(f"cannot run {argv[0]}: {e.strerror}", hint="is Ferry installed there?") from e
     except subprocess.TimeoutExpired as e:
         raise RuntimeFailed(f"runtime {arguments[0]} did not end in {timeout_s:.0f} s") from e
-    if done.returncode:
+    if done.returncode not in ok:
         raise RuntimeFailed(f"runtime {arguments[0]}: {said(done.stderr) or f'exit status {done.returncode}'}")
     return done.stdout
 
@@ -59,6 +60,12 @@ def state(container: str) -> dict[str, Any] | None:
             return None
         raise
     return document
+
+
+def check(container: str, flags: list[str]) -> list[dict[str, str]]:
+    """Return what would stand in the way of a checkpoint, as the runtime finds it. Raises: RuntimeFailed."""
+    found: list[dict[str, str]] = json.loads(run("checkpoint", "--check", "--json", *flags, container, ok=(0, _NOT_READY)))
+    return found
 
 
 class Held:

@@ -41,7 +41,7 @@ class Survey:
         try:
             self.source = self._open(open_local())
             self.target = self._open(open_remote(self.host, request.remote_command))
-            found = self.source.call("container", container=request.container)["container"]
+            found = self.source.call("container", container=request.container, flags=request.criu_flags)["container"]
             self.container: ContainerFacts | None = None if found is None else facts.container_from_json(found)
             self.source_facts: HostFacts = facts.host_from_json(self.source.call("facts"))
             bundle = self.container.bundle if self.container else None
@@ -52,6 +52,7 @@ class Survey:
                     container=request.container,
                     bundle=bundle.path if bundle else None,
                     bind_sources=list(bundle.bind_sources) if bundle else [],
+                    cpu=self.source_facts.cpu,
                 )
             )
             # The source's clock is ours. The target read its own after we asked and before we had the answer: no more is known.

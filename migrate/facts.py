@@ -19,6 +19,8 @@ class HostFacts:
     runtime_error: str
     criu_version: str
     criu_error: str
+    cpu: str  # as `runtime cpu dump` writes it
+    cpu_error: str  # what it lacks of the source's
     container_exists: bool
     bundle_exists: bool
     images_free_bytes: int
@@ -48,6 +50,7 @@ class ContainerFacts:
     memory_bytes: int
     bundle: BundleFacts
     moved_by: str  # id of the move that has it now, or ""
+    findings: tuple[dict[str, str], ...]  # of `runtime checkpoint --check`: code, severity, words, remedy
     sharers: tuple[str, ...]  # other containers that use the same bundle or rootfs
 
 

@@ -17,6 +17,8 @@ class Request:
     host: str
     remote_command: str = "migrate"
     tcp_established: bool = False
+    tcp_close: bool = False
+    link_remap: bool = False
     ext_unix_sk: bool = False
     shell_job: bool = False
     file_locks: bool = False
@@ -24,7 +26,7 @@ class Request:
 
     @property
     def criu_flags(self) -> list[str]:
-        names = ("tcp_established", "ext_unix_sk", "shell_job", "file_locks")
+        names = ("tcp_established", "tcp_close", "link_remap", "ext_unix_sk", "shell_job", "file_locks")
         return [f"--{n.replace('_', '-')}" for n in names if getattr(self, n)]
 
 

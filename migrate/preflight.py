@@ -30,6 +30,8 @@ class Finding:
 _MIB = 1 << 20
 _CLOCK_WARN_S = 1.0
 _SLACK_BYTES = 16 * _MIB
+# What `runtime checkpoint --check` says of the host, or of image directories that a move does not use.
+_TOLD_OF_HOSTS = {"criu-missing", "criu-version", "kernel-rseq", "ready", "space"}
 
 
 def examine(container_id: str, source: HostFacts, container: ContainerFacts | None, target: HostFacts) -> list[Finding]:
@@ -65,6 +67,9 @@ def _hosts(source: HostFacts, target: HostFacts) -> list[Finding]:
         found.append(_fail("same-host", f"{target.hostname} is the host that the container is on", "name another one"))
     if source.machine != target.machine:
         found.append(_fail("architecture", f"{source.hostname} is {source.machine}, {target.hostname} is {target.machine}"))
+    if target.cpu_error:
+        words = f"the processor of {target.hostname} lacks what {source.hostname}'s has: {target.cpu_error}"
+        found.append(_fail("cpu", words, "move it to a host with the same processor, or a newer one"))
     offset_s = abs(source.clock_ns - target.clock_ns) / 1e9
     if offset_s > _CLOCK_WARN_S:
         words = f"the clocks of the hosts differ by {offset_s:.1f} s; the container will see its time of day jump"
@@ -84,6 +89,10 @@ def _container(container_id: str, container: ContainerFacts | None, target: Host
         found.append(_fail("container-not-running", f"container {container_id} is {container.status}, not running"))
     else:
         found.append(Finding("container-running", Severity.OK, f"container {container_id} runs, pid {container.pid}"))
+    if container is not None:
+        for f in container.findings:
+            if f["code"] not in _TOLD_OF_HOSTS:
+                found.append(Finding(f["code"], Severity(f["severity"]), f["words"], f["remedy"]))
     if target.container_exists:
         remedy = f"delete it there: runtime delete {container_id}"
         found.append(_fail("container-exists", f"{target.hostname} has a container {container_id} already", remedy))

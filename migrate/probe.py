@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from migrate import __version__, command, places
-from migrate.errors import MigrateError
+from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts
 
 
-def host_facts(bundle: str | None, bind_sources: list[str], container: str | None) -> HostFacts:
-    """Return what is to know of this host, for a container that may come here. Raises: MigrateError."""
-    criu_version, criu_error, runtime_error = "", "", ""
+def host_facts(bundle: str | None, bind_sources: list[str], container: str | None, cpu: str | None) -> HostFacts:
+    """Return what is to know of this host, for a container that may come here from one with that processor.
+
+    Raises: MigrateError.
+    """
+    criu_version, criu_error, runtime_error, own_cpu, cpu_error = "", "", "", "", ""
     try:
         annotations = json.loads(command.run("features"))["annotations"]
         criu_version = annotations.get("org.criu.version", "")
         criu_error = annotations.get("org.criu.error", "")
+        if not criu_error:
+            own_cpu = command.run("cpu", "dump")
+            cpu_error = _cpu_error(cpu)
     except MigrateError as e:
         runtime_error = str(e)
     exists = None
@@ -40,6 +46,8 @@ def host_facts(bundle: str | None, bind_sources: list[str], container: str | Non
         runtime_error=runtime_error,
         criu_version=criu_version,
         criu_error=criu_error,
+        cpu=own_cpu,
+        cpu_error=cpu_error,
         container_exists=bool(exists),
         bundle_exists=bundle is not None and os.path.lexists(bundle),
         images_free_bytes=_free(places.RUN),
@@ -48,6 +56,17 @@ def host_facts(bundle: str | None, bind_sources: list[str], container: str | Non
         missing_bind_sources=tuple(missing),
         clock_ns=time.time_ns(),
     )
+
+
+def _cpu_error(other: str | None) -> str:
+    """Say what this host's processor lacks of another's; "" when it has all."""
+    if not other:
+        return ""
+    try:
+        command.run("cpu", "check", given=other)
+    except RuntimeFailed as e:
+        return e.message.splitlines()[-1].strip()
+    return ""
 
 
 def _existing(path: Path) -> Path:
@@ -64,8 +83,8 @@ def _free_inodes(path: Path) -> int:
     return os.statvfs(_existing(path)).f_favail
 
 
-def container_facts(container: str) -> ContainerFacts | None:
-    """Return what is to know of a container of this host; None where there is no such container.
+def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
+    """Return what is to know of a container of this host that would be checkpointed with these flags; None where there is none.
 
     Raises: MigrateError.
     """
@@ -81,6 +100,7 @@ def container_facts(container: str) -> ContainerFacts | None:
         memory_bytes=sum(_resident(pid) for pid in pids),
         bundle=bundle_facts(bundle, Path(document["rootfs"])),
         moved_by=_lock_holder(container),
+        findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
         sharers=tuple(c["id"] for c in list_containers() if c["id"] != container and _overlap(c, document)),
     )
 

@@ -24,6 +24,8 @@ def move_options(f: F) -> F:
     """Add what `move` and `check` have in common."""
     for option in (
         click.option("--tcp-established", is_flag=True, help="Allow open TCP connections."),
+        click.option("--tcp-close", is_flag=True, help="Drop open TCP connections: they come back closed."),
+        click.option("--link-remap", is_flag=True, help="Allow open files that have lost the name by which they were opened."),
         click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
         click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
         click.option("--file-locks", is_flag=True, help="Allow file locks."),

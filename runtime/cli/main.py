@@ -15,7 +15,7 @@ from runtime.errors import ContainerError
 from runtime.values import Value
 
 VERBS = (
-    "bundle", "checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore",
+    "bundle", "checkpoint", "cpu", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore",
     "resume", "run", "spec", "start", "state", "update",
 )  # fmt: skip
 

@@ -93,10 +93,16 @@ def criu_options(f: F) -> F:
         click.option(
             "--network-lock", type=click.Choice(["iptables", "nftables", "skip"]), help="How packets are kept out meanwhile."
         ),
-        click.option("--cpu-cap", metavar="LIST", hidden=True, callback=_cpu_cap, help="What is demanded of the processor."),
+        cpu_cap_option,
     ):
         f = option(f)
     return f
+
+
+def cpu_cap_option(f: F) -> F:
+    """Add what is demanded of the processor."""
+    option = click.option("--cpu-cap", metavar="LIST", hidden=True, callback=_cpu_cap, help="What is demanded of the processor.")
+    return option(f)
 
 
 def criu_values(image_path: Path | None, work_path: Path | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.criu.options import CgroupsMode, CheckpointOptions, CriuOptions, NetworkLock, RestoreOptions
+from runtime.criu.options import CgroupsMode, CheckpointOptions, CpuCap, CriuOptions, NetworkLock, RestoreOptions
 from runtime.linux.const import NAMESPACES
 from runtime.values import Value, replace
 
 STDIO_FILE, NOTES_FILE = "descriptors.json", "ferry.json"
 DUMP_LOG, RESTORE_LOG, LAZY_LOG = "dump.log", "restore.log", "lazy-pages.log"
+CPU_FILE = "cpuinfo.img"
+# Instructions that the source had must be there; more may.
+CPU_DEMANDED = CpuCap.FPU | CpuCap.INS
 _LOG_WARNINGS, _LOG_ALL = 2, 4
 _GHOST_LIMIT_BYTES = 1 << 20  # CRIU's own
 
@@ -65,6 +68,7 @@ def dump(options: CheckpointOptions, facts: ContainerFacts) -> dict[str, Any]:
         "network_lock": int(network_lock(options, facts)),
         "ghost_limit": min(ghost_bytes, 0xFFFFFFFF),
         "lazy_pages": options.lazy_pages or None,
+        "cpu_cap": int(CPU_DEMANDED if options.cpu_cap is None else options.cpu_cap),
         # A connection that is still being made fails in the worst case, which its maker must expect anyway.
         "tcp_skip_in_flight": True,
     }
@@ -102,8 +106,14 @@ def restore(
     inherit: list[tuple[str, int]],
     external_namespaces: tuple[tuple[str, int], ...],
     cgroup_roots: dict[str, str],
+    *,
+    knows_cpu: bool,
 ) -> dict[str, Any]:
-    """Return the criu_opts of a RESTORE. `inherit` is (key of the image, descriptor of the CRIU process)."""
+    """Return the criu_opts of a RESTORE. `inherit` is (key of the image, descriptor of the CRIU process).
+
+    `knows_cpu` says that the images tell of the processor that they were made on.
+    """
+    cpu = CPU_DEMANDED if options.cpu_cap is None and knows_cpu else options.cpu_cap
     fields = {
         **_common(options, RESTORE_LOG),
         "root": rootfs,
@@ -111,6 +121,7 @@ def restore(
         "external": [f"mnt[{destination}]:{source}" for destination, source in binds.items()],
         "inherit_fd": [{"key": key, "fd": fd} for key, fd in (*inherit, *external_namespaces)],
         "lazy_pages": options.lazy_pages or None,
+        "cpu_cap": None if cpu is None else int(cpu),
         "skip_file_rwx_check": options.skip_file_rwx_check or None,
         "lsm_profile": options.lsm_profile,
         "lsm_mount_context": options.lsm_mount_context,
@@ -141,7 +152,6 @@ def _common(options: CriuOptions, log: str) -> dict[str, Any]:
         "file_locks": options.file_locks,
         "link_remap": options.link_remap,
         "auto_dedup": options.auto_dedup or None,
-        "cpu_cap": None if options.cpu_cap is None else int(options.cpu_cap),
         "empty_ns": empty or None,
         "config_file": None if options.config_file is None else str(options.config_file),
         "evasive_devices": True,

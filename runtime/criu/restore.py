@@ -140,6 +140,7 @@ def restore(
                     inherit,
                     tuple(external),
                     manager.relative_paths(),
+                    knows_cpu=(options.image_path / request.CPU_FILE).is_file(),
                 )
                 if lazy is not None:
                     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from tests.e2e.test_move import BUNDLE, NAME, count, make, runs_on
 from tests.helpers.bed import BUNDLES, Bed
 from tests.helpers.bundle import assert_gapless, numbers
+from tests.helpers.cpu import of_everything
 from tests.helpers.oci import wait_for
 
 REFUSED, ROLLED_BACK, IN_DOUBT = 3, 4, 5
@@ -200,6 +202,26 @@ def test_host_without_criu(counting: Bed) -> None:
 
 def test_host_with_an_unfit_criu(counting: Bed) -> None:
     _fails(counting, REFUSED, "target-criu", options=("--remote-command", "env FERRY_CRIU=/bin/false migrate"))
+    runs_on(counting, "host1")
+
+
+def test_what_cannot_be_checkpointed_is_found_before(counting: Bed) -> None:
+    counting.run(
+        "host1", "runtime", "exec", "--detach", NAME, "sleep", "100", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _fails(counting, REFUSED, "exec-session", "(sleep) was started by exec")
+    runs_on(counting, "host1")
+
+
+def test_a_processor_that_lacks_something(counting: Bed) -> None:
+    image = base64.b64decode(counting.ok("host1", "runtime", "cpu", "dump"))
+    richer = base64.b64encode(of_everything(image)).decode()
+    wrapper = f"""#!/bin/sh\ncase "$*" in *"cpu dump"*) echo {richer} ;; *) exec runtime "$@" ;; esac\n"""
+    (counting.path("host1", "/var/lib") / "runtime").write_text(wrapper)
+    (counting.path("host1", "/var/lib") / "runtime").chmod(0o755)
+    done = counting.run("host1", "env", "FERRY_RUNTIME=/var/lib/runtime", "migrate", "check", NAME, "host2")
+    assert done.returncode == REFUSED and "fail cpu " in done.stdout and "capabilities do not match" in done.stdout
+    assert counting.run("host1", "migrate", "check", NAME, "host2").returncode == 0
     runs_on(counting, "host1")
 
 

@@ -27,7 +27,7 @@ from migrate.wire_pb2 import EndOfFile, EndOfTree, Entry, Frame, Segment
 def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
     fields: dict[str, Any] = {
         "hostname": name, "boot_id": "b", "machine": "x86_64", "kernel": "6.1", "version": "1", "uid": 0, "runtime_error": "",
-        "criu_version": "4.2.1", "criu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
+        "criu_version": "4.2.1", "criu_error": "", "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
@@ -38,7 +38,15 @@ def container_facts(**changes: Any) -> ContainerFacts:
     for name in list(changes):
         if hasattr(bundle, name):
             bundle = BundleFacts(**{**_dict(bundle), name: changes.pop(name)})
-    fields: dict[str, Any] = {"id": "c", "status": "running", "pid": 5, "memory_bytes": 1 << 20, "moved_by": "", "sharers": ()}
+    fields: dict[str, Any] = {
+        "id": "c",
+        "status": "running",
+        "pid": 5,
+        "memory_bytes": 1 << 20,
+        "moved_by": "",
+        "sharers": (),
+        "findings": (),
+    }
     return ContainerFacts(**{**fields, **changes, "bundle": bundle})
 
 
@@ -58,6 +66,8 @@ def test_a_good_move_has_no_refusals() -> None:
         ("target-not-root", {}, {}, {"uid": 1}),
         ("target-runtime", {}, {}, {"runtime_error": "x"}),
         ("target-criu", {}, {}, {"criu_error": "x"}),
+        ("cpu", {}, {}, {"cpu_error": "x"}),
+        ("file-locks", {}, {"findings": ({"code": "file-locks", "severity": "fail", "words": "w", "remedy": "r"},)}, {}),
         ("same-host", {}, {}, {"hostname": "host1"}),
         ("architecture", {}, {}, {"machine": "aarch64"}),
         ("container-unknown", {}, None, {}),
