@@ -12,4 +12,13 @@ from runtime.container.container import Container
 @click.argument("container_id")
 @click.pass_obj
 def command(g: Globals, container_id: str) -> None:
-    Container(g.store, container_id).resume()
+    container = Container(g.store, container_id)
+    if container.was_being_dumped():
+        # By a verb that was killed. One that is at work holds the container's lock.
+        from runtime.criu.sweep import sweep
+
+        with container.store.locked(container_id):
+            if container.was_being_dumped():
+                sweep(container.state.pid, container.manager().pids())
+                container.being_dumped(False)
+    container.resume()

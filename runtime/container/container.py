@@ -102,6 +102,18 @@ class Container:
         with contextlib.suppress(OSError):
             (self.store.directory(self.id) / "failure").write_text(reason)
 
+    def being_dumped(self, yes: bool) -> None:
+        """Leave word that CRIU is at work on it, or that it is not any more: whoever finds the word too late must clean up."""
+        mark = self.store.directory(self.id) / "dump"
+        with contextlib.suppress(OSError):
+            if yes:
+                mark.touch()
+            else:
+                mark.unlink()
+
+    def was_being_dumped(self) -> bool:
+        return (self.store.directory(self.id) / "dump").exists()
+
     def run_setup_hooks(self, pid: int) -> None:
         """Run the hooks that set the namespaces up from outside, for a first process that is not the container's yet.
 

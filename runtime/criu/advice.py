@@ -8,6 +8,10 @@ from runtime.criu.findings import REMEDY
 
 # First match wins. The patterns are the texts of CRIU's own messages.
 _CODES: tuple[tuple[str, str], ...] = (
+    (r"Read \d+ bytes while \d+ expected (on|from) ", "images-damaged"),
+    (r"Failed unpacking|pb_read|Can't restore tmpfs content|Can't read mapping page|netns object", "images-damaged"),
+    (r"march mismatch", "architecture"),
+    (r"Not supported images version|images version", "criu-version"),
     (r"Unsupported proto 262", "mptcp"),
     (r"Unsupported proto|Unsupported socket|Unknown socket collected|unsupported family|Unsupported type", "socket-protocol"),
     (r"Connected TCP socket|tcp-established", "tcp-established"),
@@ -39,11 +43,11 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"doesn't have a proper root mount|has unreachable sharing|Can't lookup mount=", "mount-source"),
     (r"FS mnt .* unsupported|unsupported fs", "mount-type"),
     (r"Chr file .* unsupported|Unsupported device|char device|of that type .*\((chr|blk) ", "device"),
-    (r"No parent|parent_img|Can't open parent", "parent"),
+    (r"parent_img|[Oo]pen parent|No parent image", "parent"),
 )
 
-# Without CAP_SYS_RESOURCE CRIU says this at every start, and goes on.
-_HARMLESS = re.compile(r"rlimit: Can't setup RLIMIT_NOFILE")
+# CRIU says this at every start where it may not raise its own limit or make a tun device, and goes on.
+_HARMLESS = re.compile(r"rlimit: Can't setup RLIMIT_NOFILE|tun: Unable to create tun")
 _ERROR = re.compile(r"Error \(")
 
 

@@ -1,8 +1,8 @@
 """`runtime checkpoint`: dump a container that we froze ourselves, held or not.
 
-The cgroup is frozen by us before CRIU looks at it, and CRIU is told so (freeze_cgroup). That saves CRIU's own wait,
-and it is the belt of the hold: whatever happens to this process or to CRIU, the container does not run again before
-somebody thaws it.
+The cgroup is frozen by us before CRIU looks at it, and CRIU is told so (freeze_cgroup), which saves CRIU's own wait. CRIU thaws
+it while it works and stops the processes itself; at `post-dump` we freeze it again. That is the belt of the hold: whatever
+happens to this process or to CRIU, the container does not run again before somebody thaws it.
 """
 
 from __future__ import annotations
@@ -148,32 +148,48 @@ class _Dump:
         self._at_rest, self._compares = at_rest, compares
         self._manager = container.manager()
         self._thaw = self._committed = self._serving = self._answered = False
+        self._compared: dict[str, int] = {}  # statistics that CRIU, which comes later, does not know
 
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "pre-dump":
             self._freeze()
         elif script == "status-ready":
             self._serve()
-        elif script == "post-dump" and self._controller is not None:
-            self._compare()
-            self._hold(self._controller)
-        elif script == "post-dump" and self._at_rest is not None:
-            self._compare()
-            self._at_rest()
+        elif script == "post-dump":
+            self._at_post_dump()
         return True
+
+    def _at_post_dump(self) -> None:
+        if self._options.lazy_pages:
+            if self._controller is not None:
+                self._hold(self._controller)
+            return  # CRIU is not through yet: it serves the memory
+        if self._controller is None and self._at_rest is None and self._options.leave_running:
+            return  # it need not stand still for what is left to do
+        self._manager.freeze_soon()
+        self._compare()
+        if self._controller is not None:
+            self._hold(self._controller)
+        elif self._at_rest is not None:
+            self._at_rest()
+        if not self._options.leave_running:
+            # With the signal pending they never run again; frozen they would not die, and CRIU would wait for them.
+            self._manager.signal_all(signal.SIGKILL)
+        self._manager.thaw()
 
     def done(self) -> None:
         """Finish the images of a dump that was not held."""
         self._answered = True
         self._serving = False
-        if self._controller is None:
-            self._compare()
+        self._compare()
+        for place in {self._options.image_path, self._options.work_path}:
+            images.update_stats(place, self._compared)
 
     def _compare(self) -> None:
         """Where the kernel does not track dirty pages, drop from the images what the parent has already."""
         if self._compares and self._options.parent_path is not None:
             self._compares = False
-            compare.drop_known(self._options.image_path, self._options.parent_path, self._options.work_path)
+            self._compared = compare.drop_known(self._options.image_path, self._options.parent_path)
 
     def _freeze(self) -> None:
         if self._controller is not None:
@@ -181,6 +197,7 @@ class _Dump:
             if not self._controller.wait_go():
                 raise HoldAborted(f"checkpoint of {self._container.id} was aborted before it began")
         self._thaw = True
+        self._container.being_dumped(True)
         self._manager.freeze()
         if self._controller is not None:
             self._controller.say("frozen")
@@ -215,7 +232,7 @@ class _Dump:
             self._manager.signal_all(signal.SIGKILL)
         if not self._answered:
             # A CRIU that was killed leaves the container mute.
-            sweep.network_lock(self._container.state.pid)
+            sweep.sweep(self._container.state.pid, self._manager.pids())
         if self._serving:
             name = self._container.id
             raise CriuError(
@@ -223,6 +240,7 @@ class _Dump:
                 hint=f"when it does not: runtime resume {name}; when it does: runtime delete --force {name}",
             )
         if self._thaw:
+            self._container.being_dumped(False)
             with contextlib.suppress(KernelError):
                 self._manager.thaw()
 

@@ -101,8 +101,11 @@ def pre_dump(pids: list[int], directory: Path, parent: Path | None) -> dict[str,
     return found
 
 
-def drop_known(directory: Path, parent: Path, work: Path) -> None:
-    """Drop from a whole dump the pages that its parent has. Raises: ContainerError; the dump is whole still, or of no use."""
+def drop_known(directory: Path, parent: Path) -> dict[str, int]:
+    """Drop from a whole dump the pages that its parent has; return what that changes in the statistics.
+
+    Raises: ContainerError; the dump is whole still, or of no use.
+    """
     skipped = written = 0
     try:
         _link_parent(directory, parent)
@@ -124,8 +127,7 @@ def drop_known(directory: Path, parent: Path, work: Path) -> None:
             skipped, written = skipped + sieve.skipped, written + sieve.written
     except OSError as e:
         raise KernelError(f"cannot write the images in {directory}", e.errno or 0) from e
-    for place in {directory, work}:
-        images.update_stats(place, {"pages_skipped_parent": skipped, "pages_written": written})
+    return {"pages_skipped_parent": skipped, "pages_written": written}
 
 
 def _link_parent(directory: Path, parent: Path | None) -> None:

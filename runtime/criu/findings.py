@@ -33,6 +33,7 @@ class Finding(Value):
 
 # What to do about each; "" where the words say it all.
 REMEDY: dict[str, str] = {
+    "architecture": "the images are of another architecture: processes cannot change it",
     "anonymous-inode": "CRIU cannot dump this kind of descriptor: have the program close it",
     "config-file": "take the option out of that file, or mind it",
     "cpu": "the processors of the two hosts differ too much: --cpu-cap can demand less, at the program's own risk",
@@ -44,6 +45,7 @@ REMEDY: dict[str, str] = {
     "file-mismatch": "bring the files of the container to what they were at the checkpoint",
     "freeze": "a process did not stop in time: look for one in uninterruptible sleep (state D), or give a longer --timeout",
     "ghost-file": "give a larger --ghost-limit, or none: then it is as large as it must be",
+    "images-damaged": "the images are damaged or cut short: copy them again, or make another checkpoint",
     "inotify-overlay": "watch a path on a volume or a tmpfs instead, or try --force-irmap; CRIU 4.3 lifts this",
     "io-uring": "CRIU cannot dump it: forbid it by sysctl kernel.io_uring_disabled=2 or seccomp, and programs do without",
     "ipc-host": "give the container an ipc namespace of its own",

@@ -55,6 +55,8 @@ def restore(
     """
     if controller is None:
         images.require(options.image_path)
+        # CRIU never ends a restore that lacks pages. Who holds it has had no images yet, and answers for them.
+        pagemap.require_whole(options.image_path)
     images.make(options.work_path)
     spec = bundle.spec
     preserved = range(3, 3 + options.preserve_fds)
