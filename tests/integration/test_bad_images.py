@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, numbers
 from tests.helpers.cpu import of_everything
+from tests.helpers.memory import Memory
 from tests.helpers.oci import Oci, wait_for
 from tests.helpers.scenario import Parked, Scenario
 from tests.integration.test_hold import Hold
@@ -221,6 +222,21 @@ def test_criu_is_killed_in_the_middle(oci: Oci, bundles: BundleMaker, network: N
     assert oci.status("c") == "running"
     assert client.ask("after") == repr(b"after\n")
     client.close()
+
+
+def test_criu_is_killed_while_it_writes_memory(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    memory = Memory(oci, bundles, 256)
+    images = tmp_path / "images"
+    verb = subprocess.Popen(
+        oci.argv("checkpoint", "--image-path", images, "c"), stdin=null, stdout=null, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: any(p.stat().st_size for p in images.glob("pages-*.img")), "memory in the images")
+    children = Path(f"/proc/{verb.pid}/task/{verb.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, words = verb.communicate(timeout=30)
+    assert verb.returncode == 1 and "criu ended with status -9" in words
+    assert oci.status("c") == "running"
+    memory.ask()
 
 
 def test_verb_and_criu_are_killed_in_the_middle(oci: Oci, bundles: BundleMaker, network: Network, tmp_path: Path) -> None:
