@@ -37,7 +37,7 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"Dirty tracking is OFF|Tracking memory is not available", "memory-tracking"),
     (r"Unable to freeze cgroup|Timeout reached", "freeze"),
     (r"No space left on device", "space"),
-    (r"lsm profile|lsm types", "lsm"),
+    (r"lsm profile|lsm types|LSM specified", "lsm"),
     (r"connect to lazy-pages", "lazy-socket"),
     (r"page-pipe: splice|page-pipe: Can't", "lazy-limits"),
     (r"doesn't have a proper root mount|has unreachable sharing|Can't lookup mount=", "mount-source"),
