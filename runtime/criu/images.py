@@ -82,7 +82,7 @@ def tracked(path: Path) -> bool:
     from pycriu.images import inventory_pb2
 
     try:
-        return bool(_load(path / "inventory.img", inventory_pb2.inventory_entry).HasField("dump_uptime"))
+        return bool(_load(path / "inventory.img", 4, inventory_pb2.inventory_entry).HasField("dump_uptime"))
     except (OSError, ValueError):
         return False
 
@@ -235,11 +235,11 @@ def update_stats(directory: Path, changes: dict[str, int]) -> None:
 def _load_stats(path: Path) -> Any:
     from pycriu.images import stats_pb2
 
-    return _load(path, stats_pb2.stats_entry)
+    return _load(path, len(_STATS_MAGIC), stats_pb2.stats_entry)
 
 
-def _load(path: Path, message: Any) -> Any:
-    """Read an image of a single message: two magic numbers, a length, the message.
+def _load(path: Path, start: int, message: Any) -> Any:
+    """Read an image of a single message: one or two magic numbers of `start` bytes, a length, the message.
 
     pycriu's own reader of images asks protobuf for what newer ones do not have, so the message is read without it.
 
@@ -247,8 +247,8 @@ def _load(path: Path, message: Any) -> Any:
     """
     data = path.read_bytes()
     try:
-        (length,) = struct.unpack_from("<I", data, 8)
-        return message.FromString(data[12 : 12 + length])
+        (length,) = struct.unpack_from("<I", data, start)
+        return message.FromString(data[start + 4 : start + 4 + length])
     except Exception as e:
         raise ValueError(f"{path}: is damaged or cut short: {e}") from e
 
