@@ -1,10 +1,11 @@
 # make demo    two hosts on this machine, a container that counts, a move there and back
 # make test    everything: lint, types, unit, integration and end-to-end tests, and those in a guest (needs root)
 # make test-guest   the tests in a Debian guest with systemd and cgroup v2, under QEMU
+# make test-vm      the tests with two such guests: memory tracking, moves from kernel to kernel
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
-.PHONY: demo test test-guest check setup bench wire
+.PHONY: demo test test-guest test-vm check setup bench wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -26,10 +27,15 @@ test: setup check
 	@scripts/install-packages --tests
 	$(bin)/pytest tests/integration tests/e2e
 	@$(MAKE) --no-print-directory test-guest
+	@$(MAKE) --no-print-directory test-vm
 
 guest_tests := tests/guest $(addprefix tests/integration/test_,cgroups.py verbs.py lifecycle.py)
 test-guest:
 	@scripts/guest run 'python3 -m pytest -q --color=no -p no:cacheprovider --timeout 240 --basetemp=/var/tmp/tests $(guest_tests)'
+
+test-vm:
+	@scripts/install-python
+	$(bin)/pytest tests/vm
 
 bench: setup
 	@$(bin)/python tests/bench/run.py

@@ -9,6 +9,7 @@ from tests.helpers.bundle import BundleMaker, Config
 from tests.helpers.oci import Oci, wait_for
 
 # Holds MiB of its own pattern; writes a line for each change that it is asked for by a file, with the digest of it all.
+# A change is one page in every fourth MiB, or, of as many MiB as are named, nearly all pages.
 PROGRAM = """
 import hashlib, os, time
 m = [bytearray(hashlib.sha256(b'%d' % i).digest() * 32768) for i in range({mib})]
@@ -22,7 +23,8 @@ note()
 while True:
     if os.path.exists('/ask'):
         n += 1
-        for i in range(0, len(m), 4): m[i][5000] = n & 255
+        for i in range(0, len(m), 4) if not {changed} else range({changed}):
+            for at in range(5000, 1 << 20 if {changed} else 5001, 4096): m[i][at] = n & 255
         os.unlink('/ask')
         note()
     time.sleep(0.01)
@@ -37,17 +39,18 @@ def system(config: Config) -> None:
             config["mounts"].append({"destination": directory, "type": "bind", "source": source, "options": ["rbind", "ro"]})
 
 
-def make(bundles: BundleMaker, mib: int) -> Path:
-    return bundles("/usr/bin/python3", "-c", PROGRAM.format(mib=mib), change=system)
+def make(bundles: BundleMaker, mib: int, changed_mib: int = 0) -> Path:
+    return bundles("/usr/bin/python3", "-c", PROGRAM.format(mib=mib, changed=changed_mib), change=system)
 
 
-def expected(mib: int, asked: int) -> str:
+def expected(mib: int, asked: int, changed_mib: int = 0) -> str:
     """Return what the program must answer when it was asked so many times."""
     h = hashlib.sha256()
     for i in range(mib):
         content = bytearray(hashlib.sha256(b"%d" % i).digest() * 32768)
-        if i % 4 == 0 and asked:
-            content[5000] = asked & 255
+        if asked and (i < changed_mib if changed_mib else i % 4 == 0):
+            for at in range(5000, 1 << 20 if changed_mib else 5001, 4096):
+                content[at] = asked & 255
         h.update(content)
     return f"{asked} {h.hexdigest()}"
 
