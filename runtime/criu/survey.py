@@ -148,7 +148,9 @@ def _name(pid: int, number: int, inside: set[int]) -> str:
         lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
     except OSError:
         return ""
-    if not stat.S_ISREG(found.st_mode):
+    # A null device is a file to CRIU: a restored container has the host's own where it was given that for a pipe.
+    is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
+    if not stat.S_ISREG(found.st_mode) and not is_null:
         return target
     mount_id = next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
     return target if mount_id in inside or target.startswith("/memfd:") else f"file[{mount_id:x}:{found.st_ino:x}]"

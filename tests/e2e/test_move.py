@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -225,6 +226,18 @@ def test_writes_through_a_shared_mapping_are_not_lost(bed: Bed) -> None:
     at = value("host2")
     wait_for(lambda: value("host2") > at, "counting on host2")
     assert report["details"]["freeze"]["delta"]["entries"] >= 1
+
+
+def test_a_stdin_that_was_a_pipe(bed: Bed) -> None:
+    """On the target it is the null device, of the host: that must not be in the way of the next move."""
+    path = bed.path("host1", BUNDLE)
+    BundleMaker(path.parent)(*counter(), path=path)
+    null = subprocess.DEVNULL
+    run = ("runtime", "run", "--detach", "--bundle", BUNDLE, NAME)
+    assert bed.run("host1", *run, stdin=subprocess.PIPE, stdout=null, stderr=null).returncode == 0
+    bed.move("host1", NAME, "host2")
+    bed.move("host2", NAME, "host1")
+    runs_on(bed, "host1")
 
 
 def test_plain_output(counting: Bed) -> None:
