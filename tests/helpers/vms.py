@@ -53,7 +53,7 @@ class Vms:
         assert tar.wait() == 0
 
     def detached(self, node: str, *args: str) -> None:
-        """Run a verb of the runtime that leaves a container behind, its stdio at /dev/null."""
+        """Run a verb of the runtime that leaves a container behind; its stdin is a pipe of sshd's."""
         self.shell(node, f"runtime --log /tmp/verb.log {shlex.join(args)} >/dev/null 2>&1 || {{ cat /tmp/verb.log; exit 1; }}")
 
     def containers(self, node: str) -> dict[str, str]:
