@@ -87,12 +87,13 @@ def save(path: Path, pages_id: int, entries: list[Entry]) -> None:
 
 
 class Segment(Value):
-    """Pages from `start` to `end` have their content at `offset` of `content`."""
+    """Pages from `start` to `end` have their content at `offset` of `content`; `lazy` is the LAZY flag of where that lies."""
 
     start: int
     end: int
     content: mmap.mmap
     offset: int
+    lazy: int
 
 
 class Known:
@@ -110,7 +111,7 @@ class Known:
                 return
             first, last = max(s.start, start), min(s.end, end)
             if first < last:
-                yield Segment(first, last, s.content, s.offset + first - s.start)
+                yield Segment(first, last, s.content, s.offset + first - s.start, s.lazy)
 
 
 NOTHING = Known([])
@@ -139,7 +140,7 @@ def known(directory: Path, name: str, depth: int = 0) -> Known:
         if e.flags & PARENT:
             segments += parent.within(e.start, e.end)
         elif e.flags & PRESENT and content is not None:
-            segments.append(Segment(e.start, e.end, content, offset))
+            segments.append(Segment(e.start, e.end, content, offset, e.flags & LAZY))
             offset += e.pages * PAGE_BYTES
     return Known(segments)
 
@@ -179,6 +180,7 @@ def flatten(directory: Path) -> None:
             continue
         content = known(directory, path.name)
         new = directory / f"pages-{pages_id}.img.new"
+        flat: list[Entry] = []
         with new.open("wb") as f:
             for e in entries:
                 at = e.start
@@ -186,10 +188,13 @@ def flatten(directory: Path) -> None:
                     if s.start != at:
                         break
                     f.write(memoryview(s.content)[s.offset : s.offset + s.end - s.start])
+                    # CRIU tells only where the content is whether it may follow later; a lazy restore needs it for all that may.
+                    append(flat, s.start, (s.end - s.start) // PAGE_BYTES, e.flags & ~PARENT | PRESENT | s.lazy)
                     at = s.end
-                if e.flags & (PARENT | PRESENT) and at != e.end:
+                if not e.flags & (PARENT | PRESENT):
+                    append(flat, e.start, e.pages, e.flags)
+                elif at != e.end:
                     raise ContainerError(f"{path}: a parent has no page at {at:#x}", hint="the images are not whole")
-        flat = [Entry(e.start, e.pages, e.flags & ~PARENT | PRESENT if e.flags & PARENT else e.flags) for e in entries]
         # The pagemap is the last to change: until then the old one finds the old pages under their old name.
         fresh = max(int(p.name[6:-4]) for p in directory.glob("pages-*.img")) + 1
         new.rename(directory / f"pages-{fresh}.img")
