@@ -2,10 +2,11 @@
 # make test    everything: lint, types, unit, integration and end-to-end tests, and those in a guest (needs root)
 # make test-guest   the tests in a Debian guest with systemd and cgroup v2, under QEMU
 # make test-vm      the tests with two such guests: memory tracking, moves from kernel to kernel
+# make box     the box for vagrant/, out of the guests' image
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
-.PHONY: demo test test-guest test-vm check setup bench wire
+.PHONY: demo test test-guest test-vm box check setup bench wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -36,6 +37,9 @@ test-guest:
 test-vm:
 	@scripts/install-python
 	$(bin)/pytest tests/vm
+
+box:
+	@scripts/box
 
 bench: setup
 	@$(bin)/python tests/bench/run.py
