@@ -16,14 +16,16 @@ from typing import Any
 
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
-from runtime.criu import advice, compare, features, images, pagemap, request, scan, survey, sweep
-from runtime.criu.findings import Finding, Severity, at_once, examine
+from runtime.criu import advice, compare, configfiles, features, images, pagemap, request, scan, survey, sweep
+from runtime.criu.findings import Finding, Severity, at_once, examine, fail
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
 from runtime.criu.session import Session
 from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
 from runtime.files import write_all
+from runtime.linux import process
+from runtime.linux.procfs import has_pending
 
 
 def check(container: Container, options: CheckpointOptions) -> list[Finding]:
@@ -70,9 +72,11 @@ def checkpoint(
         dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
         with _explained(container, options):
             try:
-                with Session() as session:
-                    fields = request.dump(options, facts)
-                    session.run("DUMP", fields, options.image_path, options.work_path, request.DUMP_LOG, dump.on_notify)
+                # A CRIU that serves memory would not notice that nobody waits for it any more.
+                with Session(process.die_with_parent if options.lazy_pages else None) as session:
+                    fields = request.dump(configfiles.with_address(options), facts)
+                    places = options.image_path, options.work_path, request.DUMP_LOG
+                    session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
                 dump.done()
             finally:
                 dump.let_go()
@@ -103,6 +107,9 @@ def _explained(container: Container, options: CheckpointOptions) -> Iterator[Non
             raise e from None
         told = advice.code(e.log_lines)
         f = next((f for f in found if f.code == told), found[0] if found else None)
+        if f is None and told is None and options.page_server is not None:
+            host, port = options.page_server
+            f = fail("page-server", f"is a page server listening at {host}:{port}")
         if f is None:
             raise
         raise CriuError(e.message, log_lines=e.log_lines, hint=f"{f.words}: {f.remedy} [{f.code}]") from e
@@ -205,12 +212,18 @@ class _Dump:
     def _serve(self) -> None:
         """CRIU waits for the other side to fetch the memory. From here on a copy may run there: this one must not."""
         self._serving = True
+        self._manager.freeze_soon()
         if self._options.status_fd is not None:
             try:
                 write_all(self._options.status_fd, b"\0")
                 os.close(self._options.status_fd)
             except OSError as e:
                 raise UsageError(f"--status-fd {self._options.status_fd} cannot be written to: {e.strerror}") from e
+
+    def while_serving(self) -> None:
+        """See CRIU kill the processes when all memory is fetched: frozen they would not die, and CRIU would wait for them."""
+        if self._serving and has_pending(self._container.state.pid, signal.SIGKILL):
+            self._manager.thaw()
 
     def _hold(self, controller: Controller) -> None:
         controller.say("held", pid=self._container.state.pid)

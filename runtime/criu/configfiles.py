@@ -14,6 +14,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.criu.options import CheckpointOptions
+from runtime.errors import KernelError
+from runtime.values import replace
+
 # What our requests decide; anything else in such a file is its owner's affair.
 OURS = frozenset({
     "action-script", "auto-dedup", "cgroup-root", "cgroup-yard", "cpu-cap", "empty-ns", "evasive-devices",
@@ -32,6 +36,22 @@ def named(annotations: Mapping[str, str]) -> Path | None:
     if path := annotations.get("org.criu.config"):
         return Path(path)
     return _RUNC_FILE if _RUNC_FILE.is_file() else None
+
+
+def with_address(options: CheckpointOptions) -> CheckpointOptions:
+    """Have memory be served at the address that was asked for: by its RPC, CRIU takes the port alone and serves everywhere.
+
+    Raises: KernelError.
+    """
+    if not options.lazy_pages or options.page_server is None:
+        return options
+    file = options.work_path / "criu.conf"
+    try:
+        given = options.config_file.read_text() if options.config_file is not None else ""
+        file.write_text(f"{given}\naddress {options.page_server[0]}\n")
+    except OSError as e:
+        raise KernelError(f"cannot write {file}", e.errno or 0) from e
+    return replace(options, config_file=file)
 
 
 def overridden(config_file: Path | None) -> tuple[tuple[str, str], ...]:

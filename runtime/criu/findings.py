@@ -63,6 +63,7 @@ REMEDY: dict[str, str] = {
     "namespace-owner": "CRIU cannot dump that: give the container one of its own, or no user namespace",
     "namespace-nested": "CRIU cannot dump a namespace made inside: turn that off (PrivateUsers= and the like)",
     "network-lock": "install nftables or iptables, or give --network-lock skip when nothing talks to the container",
+    "page-server": "start one there first: criu page-server --images-dir DIR --address ADDRESS --port PORT",
     "parent": "name the directory of the dump before this one by --parent-path",
     "pid-namespace": "give the container a pid namespace of its own",
     "pid-taken": "a process number is taken: the container needs a pid namespace of its own",
@@ -87,7 +88,7 @@ _KNOWN_FS = {
 # One anon_inode each; CRIU's criu/files.c. What holds for io_uring is said apart.
 _KNOWN_ANON = {"[eventfd]", "[eventpoll]", "[signalfd]", "[timerfd]", "inotify", "[fanotify]", "[pidfd]", "bpf-map"}
 _MEMORY_DEVICES = {(1, n) for n in (1, 3, 4, 5, 7, 8, 9, 11)}
-_TTY_MAJORS = {4, 5, *range(136, 144)}
+TTY_MAJORS = {4, 5, *range(136, 144)}
 _TUN, _RTC_MAJOR = (10, 200), {249, 250, 251, 252, 253, 254}
 # socket.h, in.h
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
@@ -323,7 +324,7 @@ def _device_node(f: OpenFile, who: str, look: Look, options: CheckpointOptions) 
     if stat.S_ISCHR(f.mode):
         if f.rdev in _MEMORY_DEVICES or f.rdev == _TUN or major in _RTC_MAJOR:
             return []
-        if major in _TTY_MAJORS:
+        if major in TTY_MAJORS:
             inside = any(_device(m) == f.device for m in look.mounts if m.fstype == "devpts") or look.own_terminal
             if not inside and not options.shell_job:
                 return [fail("terminal", f"{who} at a terminal of its caller's: {f.target}")]

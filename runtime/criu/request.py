@@ -122,6 +122,8 @@ def restore(
         "inherit_fd": [{"key": key, "fd": fd} for key, fd in (*inherit, *external_namespaces)],
         "lazy_pages": options.lazy_pages or None,
         "cpu_cap": None if cpu is None else int(cpu),
+        # CRIU would look for the terminal at its own stdin, which is given away by then.
+        "shell_job": options.shell_job and not any(key.startswith("tty[") for key, _ in inherit),
         "skip_file_rwx_check": options.skip_file_rwx_check or None,
         "lsm_profile": options.lsm_profile,
         "lsm_mount_context": options.lsm_mount_context,

@@ -122,7 +122,7 @@ def restore(
                 inherit = [
                     (n, fd)
                     for fd, n in enumerate(names)
-                    if n.startswith(("pipe:[", "file[", "socket:[")) and (fd < 3 or fd in preserved)
+                    if n.startswith(("pipe:[", "file[", "socket:[", "tty[")) and (fd < 3 or fd in preserved)
                 ]
                 external = [(key, fd) for fd, key in joins]
                 if notes.get("network") == "rebuild":

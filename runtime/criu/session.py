@@ -18,6 +18,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 import subprocess
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from runtime.errors import CriuError, CriuMissing
 
 # A handler gets the notify's script, its pid (0 if it has none) and its descriptor, and says yes or no.
 Handler = Callable[[str, int, "int | None"], bool]
+
+_IDLE_S = 0.02
 
 
 def _messages() -> Any:
@@ -96,8 +99,19 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def run(self, kind: str, opts: dict[str, Any], images: Path | int, work: Path, log: str, handler: Handler) -> Any:
+    def run(
+        self,
+        kind: str,
+        opts: dict[str, Any],
+        images: Path | int,
+        work: Path,
+        log: str,
+        handler: Handler,
+        on_idle: Callable[[], None] | None = None,
+    ) -> Any:
         """Make a request about images (a directory, or a descriptor of one), answer its notifies, return the response.
+
+        `on_idle` is called now and then while CRIU says nothing.
 
         Raises: CriuError with the log's error lines and advice; whatever `handler` raises, after CRIU was told no.
         """
@@ -110,16 +124,18 @@ class Session:
             request = self._rpc.criu_req(type=getattr(self._rpc, kind))
             _fill(request.opts, {**opts, "images_dir_fd": fds[0], "work_dir_fd": fds[1]})
             self._send(request)
-            return self._converse(kind, work / log, handler)
+            return self._converse(kind, work / log, handler, on_idle)
         except OSError as e:
             raise CriuError(f"cannot use image directory {e.filename or images}: {e.strerror}") from e
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _converse(self, kind: str, log: Path, handler: Handler) -> Any:
+    def _converse(self, kind: str, log: Path, handler: Handler, on_idle: Callable[[], None] | None) -> Any:
         pending: BaseException | None = None
         while True:
+            while on_idle is not None and not select.select([self._sock], [], [], _IDLE_S)[0]:
+                on_idle()
             response, fd = self._receive()
             if response is None:
                 status = self.process.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.container.bundle import Bundle
 from runtime.container.container import Container
 from runtime.criu import configfiles, features, mounts, network, scan
-from runtime.criu.findings import Look
+from runtime.criu.findings import TTY_MAJORS, Look
 from runtime.criu.options import CheckpointOptions
 from runtime.criu.request import ContainerFacts
 from runtime.linux import namespace
@@ -141,7 +141,7 @@ def _descriptors(pid: int) -> tuple[str, ...]:
 
 
 def _name(pid: int, number: int, inside: set[int]) -> str:
-    """Name what a descriptor is: a pipe or socket by itself, a file outside the container by its mount and inode."""
+    """Name a descriptor as CRIU does: a pipe or socket by itself, a file or terminal outside the container by what it is."""
     path = f"/proc/{pid}/fd/{number}"
     try:
         target, found = os.readlink(path), os.stat(path)
@@ -150,7 +150,10 @@ def _name(pid: int, number: int, inside: set[int]) -> str:
         return ""
     # A null device is a file to CRIU: a restored container has the host's own where it was given that for a pipe.
     is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
-    if not stat.S_ISREG(found.st_mode) and not is_null:
+    is_terminal = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) in TTY_MAJORS
+    if not stat.S_ISREG(found.st_mode) and not is_null and not is_terminal:
         return target
     mount_id = next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
-    return target if mount_id in inside or target.startswith("/memfd:") else f"file[{mount_id:x}:{found.st_ino:x}]"
+    if mount_id in inside or target.startswith("/memfd:"):
+        return target
+    return f"tty[{found.st_rdev:x}:{found.st_dev:x}]" if is_terminal else f"file[{mount_id:x}:{found.st_ino:x}]"

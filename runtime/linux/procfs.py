@@ -79,3 +79,13 @@ def read_mountinfo(pid: int | str = "self") -> list[Mount]:
 def read_cgroup(pid: int | str = "self") -> dict[str, str]:
     """Return a process's cgroup paths. Raises: OSError."""
     return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text())
+
+
+def has_pending(pid: int, number: int) -> bool:
+    """Say whether a signal waits for a process, or that it has ended. Source: proc(5), SigPnd and ShdPnd."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
