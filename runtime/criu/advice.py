@@ -27,6 +27,7 @@ _CODES: tuple[tuple[str, str], ...] = (
     (r"doesn't belong to the target user namespace", "namespace-owner"),
     (r"nested \w+ namespace", "namespace-nested"),
     (r"Can't get rlimit", "resource-capability"),
+    (r"mqueue isn't empty", "message-queue"),
     (r"uprobes", "uprobes"),
     (r"rt vDSO area|sockets: Can't get 1:16|Can't find vDSO area|[Mm]agic doesn't match", "criu-version"),
     (r"CPU (instruction|xsave|capabilities)|FPU feature|xfeatures|cpu: ", "cpu"),

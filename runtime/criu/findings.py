@@ -56,6 +56,7 @@ REMEDY: dict[str, str] = {
     "lsm": "the security label of a process cannot be set on this host: load the profile here, or name another by --lsm-profile",
     "lsm-label": "the same profile must be loaded where it is restored, or another be named by --lsm-profile",
     "memory-tracking": "pre-dumps compare the memory page by page instead",
+    "message-queue": "CRIU cannot dump it: have the program remove it (mq_unlink)",
     "mount-source": "give the container the path as a bind mount in its config.json, so that it is known to come from outside",
     "mount-type": "unmount it, or mount it from outside by config.json",
     "mptcp": "set sysctl net.mptcp.enabled=0 in the container, or GODEBUG=multipathtcp=0 for Go",
@@ -161,6 +162,7 @@ class Look(Value):
     files: tuple[OpenFile, ...]
     sockets: tuple[Socket, ...]
     mounts: tuple[Mount, ...]
+    message_queues: tuple[str, ...]
     known_places: tuple[str, ...]  # mount points that CRIU is told about
     inherited: tuple[str, ...]  # names of descriptors that a restore gets from its caller
     own_pid_namespace: bool
@@ -372,6 +374,7 @@ def _device(mount: Mount) -> tuple[int, int]:
 def _mounts(look: Look) -> list[Finding]:
     found = []
     whole = {m.device for m in look.mounts if m.root == "/"}
+    found += [fail("message-queue", f"there is a POSIX message queue: {name}") for name in look.message_queues]
     for m in look.mounts:
         if m.mount_point == "/" or m.mount_point in look.known_places:
             continue

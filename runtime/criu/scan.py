@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runtime.criu.findings import OpenFile, Socket, Task
 from runtime.linux import const, namespace, sockdiag
+from runtime.linux.mount import openat2
 from runtime.linux.process import pidfd_getfd, pidfd_open
 from runtime.linux.procfs import read_stat
 
@@ -119,6 +120,21 @@ def _file(pid: int, number: int, target: str) -> OpenFile:
         locks=locks,
         watched_devices=tuple(watched),
     )
+
+
+def message_queues(pid: int, places: list[str]) -> Iterator[str]:
+    """Return what is in a process's mqueue file systems; whatever the container has put on the way there is not followed out."""
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for place in places:
+            with contextlib.suppress(OSError):
+                fd = openat2(root, place, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    yield from sorted(f"/{name}" for name in os.listdir(fd))
+                finally:
+                    os.close(fd)
+    finally:
+        os.close(root)
 
 
 def deleted_maps(pid: int) -> Iterator[OpenFile]:

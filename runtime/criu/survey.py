@@ -62,6 +62,7 @@ def look(container: Container, options: CheckpointOptions) -> Look:
     members = scan.family(pid, container.manager().pids())
     pids = [p for p, _ in members]
     places = _binds(container, bundle)
+    mounted = tuple(read_mountinfo(pid))
     found = features.examine()
     directory = options.image_path
     while not directory.exists():
@@ -71,7 +72,8 @@ def look(container: Container, options: CheckpointOptions) -> Look:
         tasks=tuple(scan.tasks(members)),
         files=tuple(f for p in pids for f in scan.files(p)),
         sockets=tuple(scan.sockets(pids)),
-        mounts=tuple(read_mountinfo(pid)),
+        mounts=mounted,
+        message_queues=tuple(scan.message_queues(pid, [m.mount_point for m in mounted if m.fstype == "mqueue"])),
         known_places=(*places, *(f"{p}/" for p in places)),
         inherited=_descriptors(pid)[:3],
         own_pid_namespace=_own(bundle, "pid"),

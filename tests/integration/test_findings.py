@@ -87,6 +87,7 @@ FAULTS = [
         park()""", change=_capability("CAP_SYS_ADMIN")),
     Fault("mount-type", "os.mkdir('/m'); assert libc.mount(b'ramfs', b'/m', b'ramfs', 0, None) == 0; park()",
           change=_capability("CAP_SYS_ADMIN")),
+    Fault("message-queue", "rt = ctypes.CDLL('librt.so.1'); assert rt.mq_open(b'/q', 0o102, 0o600, None) >= 0; park()"),
     Fault("pipe-outside", "r, w = os.pipe(); os.close(r); park()", severity="warn", explained=False),
     Fault("uninterruptible", """
         if libc.vfork() == 0: park(); time.sleep(999)""", severity="warn", explained=False),

@@ -256,7 +256,7 @@ def test_device_program_says_what_the_rules_say(
 ) -> None:
     bits = sum({"m": 1, "r": 2, "w": 4}[a] for a in access)
     answer = _interpret(devices.v2_program(tuple(rules)), {"b": 1, "c": 2}[kind], bits, major, minor)
-    assert answer == _model(tuple(rules), kind, access, major, minor)
+    assert answer == _model(tuple(devices.merged(tuple(rules))), kind, access, major, minor)
 
 
 def test_device_text_of_v1() -> None:
