@@ -27,13 +27,11 @@ ASKED = 2  # how often the memory was changed until the last dump
 def test_two_hosts_with_kernels_that_track_memory(vms: Vms) -> None:
     assert vms.ok("node1", "ssh", "-o", "BatchMode=yes", "node2", "hostname").strip() == "node2"
     assert vms.ok("node2", "ssh", "-o", "BatchMode=yes", "node1", "hostname").strip() == "node1"
-    boots = {vms.ok(node, "cat", "/proc/sys/kernel/random/boot_id") for node in NODES}
     for node in NODES:
         assert vms.ok(node, "stat", "-fc", "%T", "/sys/fs/cgroup").strip() == "cgroup2fs"
         assert "mem_dirty_track is supported" in vms.shell(node, "criu check --feature mem_dirty_track 2>&1")
         annotations = json.loads(vms.ok(node, "runtime", "features"))["annotations"]
         assert "org.criu.error" not in annotations, annotations
-    assert len(boots) == 1, "both nodes are to start from one snapshot"
 
 
 def ask(vms: Vms, node: str, asked: int) -> None:
