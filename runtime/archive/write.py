@@ -122,6 +122,7 @@ class _Export:
         config = layout.config_document(state.id, self._options.image, self._options.runtime, state.created, timestamp(), spec)
         writer.document(layout.CONFIG, config)
         writer.document(layout.NETWORK, None)
+        writer.directory(layout.IMAGES)
         for entry in sorted(images.iterdir()):
             if entry.is_file() and not entry.is_symlink() and entry.name not in _LOGS:
                 writer.file(f"{layout.IMAGES}/{entry.name}", entry)
@@ -154,6 +155,11 @@ class _Writer:
         hashed = _Hashing(content)
         self._tar.addfile(info, cast(IO[bytes], hashed))
         self.digests[name] = f"sha256:{hashed.hash.hexdigest()}"
+
+    def directory(self, name: str) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.mode, info.mtime = tarfile.DIRTYPE, 0o700, int(time.time())
+        self._tar.addfile(info)
 
     def data(self, name: str, data: bytes) -> None:
         self._add(name, len(data), io.BytesIO(data))
