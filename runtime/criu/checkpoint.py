@@ -55,9 +55,12 @@ def checkpoint(
     if options.parent_path is not None:
         images.require_parent(options.parent_path)
         pagemap.require_whole(options.parent_path)
+        if options.parent_path.resolve() == options.image_path.resolve():
+            raise UsageError(f"--parent-path and --image-path are the same directory: {options.image_path}")
     with container.store.locked(container.id):
         container.refresh()
         require("checkpoint", container.id, container.status())
+        images.clear(options.image_path)
         tracks_memory = _tracks_memory(options)
         if options.pre_dump:
             return _pre_dump(container, options, tracks_memory)

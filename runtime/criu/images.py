@@ -40,6 +40,19 @@ def make(path: Path) -> None:
         raise KernelError(f"cannot make image directory {path}", e.errno or 0) from e
 
 
+def clear(path: Path) -> None:
+    """Remove the images of an earlier dump: of processes that are no more they would be taken for a part of the next.
+
+    Raises: KernelError.
+    """
+    try:
+        for entry in (*path.glob("*.img"), *path.glob("stats-*"), path / "parent"):
+            if entry.is_symlink() or entry.is_file():
+                entry.unlink()
+    except OSError as e:
+        raise KernelError(f"cannot clear image directory {path}", e.errno or 0) from e
+
+
 def require(path: Path) -> None:
     """Refuse a directory that holds no checkpoint, or whose parents are not there. Raises: NotFound."""
     # CRIU's pre-dumps have an inventory, too, but no processes.

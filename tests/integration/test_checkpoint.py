@@ -77,6 +77,20 @@ def test_leave_running(oci: Oci, counting: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ferry
+def test_an_image_directory_that_was_used_before(oci: Oci, counting: Path, tmp_path: Path) -> None:
+    """As podman does it. What the first dump left of processes that have ended is none of the second's."""
+    images = tmp_path / "images"
+    oci.ok("checkpoint", "--leave-running", "--image-path", images, "c")
+    first = {p.name for p in images.glob("core-*.img")}
+    wait_for(lambda: len(numbers(counting / "rootfs/count")) > 20, "another child")
+    oci.ok("checkpoint", "--image-path", images, "c")
+    assert {p.name for p in images.glob("core-*.img")} != first and len(list(images.glob("core-*.img"))) <= 2
+    assert _restore(oci, images, counting).returncode == 0
+    at = len(numbers(counting / "rootfs/count"))
+    wait_for(lambda: len(numbers(counting / "rootfs/count")) > at, "counting")
+
+
+@pytest.mark.ferry
 def test_restored_twice_from_one_directory_under_another_name(oci: Oci, counting: Path, tmp_path: Path) -> None:
     oci.ok("checkpoint", "--image-path", tmp_path / "images", "c")
     ended(oci)
