@@ -123,6 +123,9 @@ class LazyPages:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             self._run(sock)
+        except BaseException as e:
+            # With us the duplicates of the userfaultfds would go, and the programs would run on with zeros.
+            self._failed(f"the supervisor of its memory failed: {e}")
         finally:
             os._exit(0)
 
@@ -180,12 +183,13 @@ def _userfaultfds(pid: int) -> dict[int, int]:
 
 
 def _open_userfaultfds(pid: int) -> list[int]:
-    found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[userfaultfd]":
-                found.append(int(name))
-    return found
+    """Return the numbers of a process's userfaultfds. Raises: OSError when it is ending: then nothing is known."""
+    directory = f"/proc/{pid}/fd"
+    targets = {int(name): os.readlink(f"{directory}/{name}") for name in os.listdir(directory)}
+    # A process that ends loses its table of descriptors at once, also in the middle of our look.
+    if not os.listdir(directory):
+        raise ProcessLookupError(f"process {pid} is ending")
+    return [number for number, target in targets.items() if target == "anon_inode:[userfaultfd]"]
 
 
 def _close_finished(pid: int, kept: dict[int, int]) -> None:
@@ -193,6 +197,6 @@ def _close_finished(pid: int, kept: dict[int, int]) -> None:
     try:
         there = set(_open_userfaultfds(pid))
     except OSError:
-        return  # it has ended; its status says how
+        return  # it closes one just now, or is ending: the next look, or its status, says more
     for number in [n for n in kept if n not in there]:
         os.close(kept.pop(number))

@@ -14,6 +14,7 @@ from runtime.cgroups import devices, layout, resources
 from runtime.cgroups.manager import container_paths
 from runtime.container.lifecycle import ALLOWED, Status, derive, require
 from runtime.criu import advice, features, network, request
+from runtime.criu.findings import REMEDY
 from runtime.criu.options import CheckpointOptions, NetworkLock
 from runtime.errors import SpecError, WrongStatus, from_dict
 from runtime.linux import const, procfs
@@ -303,6 +304,10 @@ def test_a_network_is_rebuilt_only_when_the_container_cannot_change_it() -> None
     document["process"]["capabilities"]["bounding"].append("CAP_NET_ADMIN")
     assert not network.can_rebuild(parse.parse(document)[0])
     assert not network.can_rebuild(spec(namespaces=[{"type": "network", "path": "/run/netns/x"}]))
+
+
+def test_every_advice_has_a_remedy() -> None:
+    assert {code for _, code in advice._CODES} <= set(REMEDY)
 
 
 def test_advice() -> None:
