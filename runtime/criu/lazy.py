@@ -92,10 +92,14 @@ class LazyPages:
             raise self._failure(answer or "criu lazy-pages could not be started")
 
     def restored(self, pid: int) -> None:
-        """Tell the supervisor that the processes are there; from now on it answers for them."""
+        """Tell the supervisor that the processes are there; from now on it answers for them.
+
+        Raises: CriuError when the daemon has died: the processes must never run.
+        """
         assert self._sock is not None
         self._sock.send(f"restored {pid}".encode())
-        self._sock.recv(1)  # it has its duplicates
+        if self._sock.recv(1) != b"1":
+            raise self._failure("criu lazy-pages ended before all memory was there")
 
     def failed_meanwhile(self) -> bool:
         """Say whether, after `restored`, the daemon ended before its time."""
@@ -146,7 +150,8 @@ class LazyPages:
             return
         init = pidfd_open(int(word.split()[1]))
         kept = _userfaultfds(daemon.pid)
-        sock.send(b"1")
+        # One that has drained already is through with them; one that died before we had its duplicates has closed them.
+        sock.send(b"0" if daemon.poll() else b"1")
         container_ended = False
         while daemon.poll() is None:
             if not container_ended and select.select([init], [], [], _LOOK_EVERY_S)[0]:

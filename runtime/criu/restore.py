@@ -30,7 +30,7 @@ from runtime.criu.hold import Controller, Decision
 from runtime.criu.lazy import LazyPages
 from runtime.criu.options import CgroupsMode, RestoreOptions
 from runtime.criu.session import Session
-from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
+from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
 from runtime.linux import const, mount, namespace
 from runtime.process.create import open_namespaces
 from runtime.spec.state import State
@@ -220,7 +220,11 @@ class _Restore:
             # CRIU itself must not be limited, frozen or killed with the container.
             Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
             if self._lazy is not None:
-                self._lazy.restored(self._container.state.pid)
+                try:
+                    self._lazy.restored(self._container.state.pid)
+                except CriuError:
+                    self._kill()
+                    raise
             if self._controller is not None:
                 self._hold(self._controller)
         return True
@@ -231,14 +235,19 @@ class _Restore:
         controller.say("held", pid=self._container.state.pid)
         decision = controller.wait_decision()
         if decision == Decision.COMMIT and self._lazy is not None and self._lazy.failed_meanwhile():
+            self._kill()
             raise ContainerError(f"container {self._container.id} is killed: its memory cannot be completed")
         if decision != Decision.COMMIT:
-            self._manager.signal_all(signal.SIGKILL)
-            self._manager.thaw()  # with the signal pending none of them runs again, but frozen they would not die
-            # CRIU has nothing left to undo, and would wait for a first process that cannot end before CRIU, as the
-            # tracer of its children, has ended.
-            self._criu.kill()
+            self._kill()
             raise HoldAborted(f"restore of {self._container.id} was aborted: nothing of it is left")
+
+    def _kill(self) -> None:
+        """End what is restored, before CRIU lets it run: here it does not listen to a no."""
+        self._manager.signal_all(signal.SIGKILL)
+        self._manager.thaw()  # with the signal pending none of them runs again, but frozen they would not die
+        # CRIU has nothing left to undo, and would wait for a first process that cannot end before CRIU, as the
+        # tracer of its children, has ended.
+        self._criu.kill()
 
     def resume(self) -> None:
         """Let a held container run; says so at once, since its users wait for nothing else."""
