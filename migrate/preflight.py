@@ -32,6 +32,8 @@ _CLOCK_WARN_S = 1.0
 _SLACK_BYTES = 16 * _MIB
 # What `runtime checkpoint --check` says of the host, or of image directories that a move does not use.
 _TOLD_OF_HOSTS = {"criu-missing", "criu-version", "kernel-rseq", "ready", "space"}
+# Its caller gives a container on this host the file again; on the target it is not there.
+_FATAL_ELSEWHERE = {"file-outside"}
 
 
 def examine(container_id: str, source: HostFacts, container: ContainerFacts | None, target: HostFacts) -> list[Finding]:
@@ -92,7 +94,8 @@ def _container(container_id: str, container: ContainerFacts | None, target: Host
     if container is not None:
         for f in container.findings:
             if f["code"] not in _TOLD_OF_HOSTS:
-                found.append(Finding(f["code"], Severity(f["severity"]), f["words"], f["remedy"]))
+                severity = Severity.FAIL if f["code"] in _FATAL_ELSEWHERE else Severity(f["severity"])
+                found.append(Finding(f["code"], severity, f["words"], f["remedy"]))
     if target.container_exists:
         remedy = f"delete it there: runtime delete {container_id}"
         found.append(_fail("container-exists", f"{target.hostname} has a container {container_id} already", remedy))

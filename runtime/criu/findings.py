@@ -43,6 +43,7 @@ REMEDY: dict[str, str] = {
     "exec-session": "let it end: what `exec` started is not below the container's first process, and its caller waits for it",
     "file-locks": "give --file-locks",
     "file-mismatch": "bring the files of the container to what they were at the checkpoint",
+    "file-outside": "a restore gives the container its caller's instead",
     "freeze": "a process did not stop in time: look for one in uninterruptible sleep (state D), or give a longer --timeout",
     "ghost-file": "give a larger --ghost-limit, or none: then it is as large as it must be",
     "images-damaged": "the images are damaged or cut short: copy them again, or make another checkpoint",
@@ -297,6 +298,8 @@ def _files(look: Look, options: CheckpointOptions) -> list[Finding]:
                 found.append(fail("anonymous-inode", f"{who}: {kind.strip('[]')}"))
             if set(f.watched_devices) & overlays and not options.force_irmap:
                 found.append(fail("inotify-overlay", f"{who} that watches a file on an overlay"))
+        elif f.pid == look.pid and stat.S_ISREG(f.mode) and 0 <= f.number < 3 and look.inherited[f.number].startswith("file["):
+            found.append(warn("file-outside", f"{who} of a file outside of the container: {f.target}"))
         elif stat.S_ISREG(f.mode) and f.target.endswith(" (deleted)"):
             found += _deleted(f, who, options)
         elif stat.S_ISCHR(f.mode) or stat.S_ISBLK(f.mode):

@@ -213,6 +213,14 @@ def test_what_cannot_be_checkpointed_is_found_before(counting: Bed) -> None:
     runs_on(counting, "host1")
 
 
+def test_output_to_a_file_of_the_host(counting: Bed) -> None:
+    counting.ok("host1", "runtime", "delete", "--force", NAME)
+    counting.ok("host1", "sh", "-c", f"runtime run --detach --bundle {BUNDLE} {NAME} </dev/null >/tmp/out 2>&1")
+    _fails(counting, REFUSED, "file-outside", "/tmp/out")
+    assert counting.status("host1", NAME) == "running"
+    counting.ok("host1", "rm", "/tmp/out")
+
+
 def test_a_processor_that_lacks_something(counting: Bed) -> None:
     image = base64.b64decode(counting.ok("host1", "runtime", "cpu", "dump"))
     richer = base64.b64encode(of_everything(image)).decode()

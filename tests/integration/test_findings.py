@@ -163,6 +163,15 @@ def test_terminal(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     os.close(slave)
 
 
+def test_file_outside(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as out:
+        assert oci.run("run", "--detach", "--bundle", bundles("sleep", "100"), "c", stdout=out, stderr=null).returncode == 0
+    done = oci.run("checkpoint", "--check", "c")
+    assert (
+        done.returncode == 0 and f"descriptor 1 of a file outside of the container: {tmp_path}/out [file-outside]" in done.stdout
+    )
+
+
 def test_traced(oci: Oci, counting: Path, tmp_path: Path) -> None:
     pid = oci.state("c")["pid"]
     tracer = subprocess.Popen(["strace", "-qq", "-o", "/dev/null", "-p", str(pid)])
