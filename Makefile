@@ -6,7 +6,8 @@
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
-.PHONY: demo test test-guest test-vm box check setup bench wire
+# make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
+.PHONY: demo test test-guest test-vm box check setup bench bench-checkpoint wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -43,6 +44,9 @@ box:
 
 bench: setup
 	@$(bin)/python tests/bench/run.py
+
+bench-checkpoint: setup
+	@$(bin)/python tests/bench/checkpoint.py
 
 wire:
 	$(bin)/python -m grpc_tools.protoc -Imigrate --python_out=migrate --pyi_out=migrate migrate/wire.proto

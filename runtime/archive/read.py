@@ -45,32 +45,24 @@ class Import:
 
     def __init__(self, path: Path, images: Path | None, verify_key: Path | None) -> None:
         self.path = path
-        place = None
-        try:
-            self._work = Path(tempfile.mkdtemp(prefix="ferry-import-"))
-            place = self._work
-            if images is None:
-                images = Path(tempfile.mkdtemp(prefix="ferry-images-"))
-            else:
-                images.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as e:
-            if place is not None:
-                shutil.rmtree(place, ignore_errors=True)
-            raise KernelError(f"--import {path}: cannot make a directory for it", e.errno or 0) from e
-        self.images = images
-        try:
-            if any(images.iterdir()):
-                raise AlreadyExists(f"--image-path {images}: is not empty", hint="the archive's images are put there")
+        if images is not None and images.is_dir() and any(images.iterdir()):
+            raise AlreadyExists(f"--image-path {images}: is not empty", hint="the archive's images are put there")
+        with contextlib.ExitStack() as undo:
+            try:
+                self._work = Path(tempfile.mkdtemp(prefix="ferry-import-"))
+                undo.callback(self.close)
+                self.images = Path(tempfile.mkdtemp(prefix="ferry-images-")) if images is None else images
+                self.images.mkdir(mode=0o700, parents=True, exist_ok=True)
+                undo.callback(shutil.rmtree, self.images, ignore_errors=True)
+            except OSError as e:
+                raise KernelError(f"--import {path}: cannot make a directory for it", e.errno or 0) from e
             signed, signature, found = self._unpack()
             if verify_key is not None:
                 digests.verify(signed, signature, verify_key)
             digests.check(signed, found)
             self.has_digests = signed is not None
             self.spec, self.config = self._object(layout.SPEC), self._object(layout.CONFIG)
-        except BaseException:
-            self.close()
-            shutil.rmtree(images, ignore_errors=True)
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> Import:
         return self

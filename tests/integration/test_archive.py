@@ -225,6 +225,16 @@ def test_what_is_no_archive_is_refused(oci: Oci, archive: Path, tmp_path: Path) 
     assert "has no spec.dump" in refused(oci, tmp_path / "empty.tar")
 
 
+def test_an_image_directory_that_is_in_use(oci: Oci, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("mine")
+    assert "is not empty" in refused(oci, archive, "--image-path", tmp_path / "mine")
+    assert (tmp_path / "mine/file").read_text() == "mine"
+    restore(oci, archive, "new", "--image-path", tmp_path / "images")
+    goes_on(tmp_path / "new/rootfs/count")
+    assert (tmp_path / "images/inventory.img").exists(), "images that were asked for by name stay"
+
+
 def test_names_never_leave_their_place(oci: Oci, archive: Path, tmp_path: Path) -> None:
     """Without digests, as podman's; what it holds beside the known names goes nowhere."""
     link = tarfile.TarInfo("checkpoint/link.img")
