@@ -80,7 +80,8 @@ def checkpoint(
                     fields = request.dump(configfiles.with_address(options), facts)
                     places = options.image_path, options.work_path, request.DUMP_LOG
                     session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
-                dump.done()
+                    dump.answered()
+                dump.complete()
             finally:
                 dump.let_go()
         found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
@@ -187,10 +188,14 @@ class _Dump:
             self._manager.signal_all(signal.SIGKILL)
         self._manager.thaw()
 
-    def done(self) -> None:
-        """Finish the images of a dump that was not held."""
+    def answered(self) -> None:
+        """CRIU is through: what lives on runs at once, before anything else is done."""
         self._answered = True
         self._serving = False
+        self._release()
+
+    def complete(self) -> None:
+        """Finish the images, and the statistics that CRIU has written last."""
         self._compare()
         for place in {self._options.image_path, self._options.work_path}:
             images.update_stats(place, self._compared)
@@ -242,7 +247,7 @@ class _Dump:
         self._committed = True
 
     def let_go(self) -> None:
-        """Thaw: what CRIU left alive runs on, what it killed dies for good."""
+        """Thaw: what CRIU left alive runs on, what it killed dies for good. Idempotent."""
         if self._committed:
             # It runs elsewhere by now: also when CRIU failed to kill it, it must not run here again.
             self._manager.signal_all(signal.SIGKILL)
@@ -255,10 +260,14 @@ class _Dump:
                 f"container {name} is left frozen: its memory was being fetched, and the copy may run there",
                 hint=f"when it does not: runtime resume {name}; when it does: runtime delete --force {name}",
             )
+        self._release()
+
+    def _release(self) -> None:
         if self._thaw:
-            self._container.being_dumped(False)
+            self._thaw = False
             with contextlib.suppress(KernelError):
                 self._manager.thaw()
+            self._container.being_dumped(False)
 
 
 def _wait_dead(container: Container, timeout_s: float = 10.0) -> None:
