@@ -28,8 +28,7 @@ def host_facts(bundle: str | None, bind_sources: list[str], container: str | Non
         criu_version = annotations.get("org.criu.version", "")
         criu_error = annotations.get("org.criu.error", "")
         if not criu_error:
-            own_cpu = command.run("cpu", "dump")
-            cpu_error = _cpu_error(cpu)
+            own_cpu, cpu_error = _cpu(cpu)
     except MigrateError as e:
         runtime_error = str(e)
     exists = None
@@ -58,15 +57,18 @@ def host_facts(bundle: str | None, bind_sources: list[str], container: str | Non
     )
 
 
-def _cpu_error(other: str | None) -> str:
-    """Say what this host's processor lacks of another's; "" when it has all."""
-    if not other:
-        return ""
+def _cpu(other: str | None) -> tuple[str, str]:
+    """Return this host's processor, or what it lacks of another's; "" where CRIU cannot tell, as on arm64."""
+    try:
+        if not other:
+            return command.run("cpu", "dump"), ""
+    except RuntimeFailed:
+        return "", ""
     try:
         command.run("cpu", "check", given=other)
     except RuntimeFailed as e:
-        return e.message.splitlines()[-1].strip()
-    return ""
+        return "", e.message.splitlines()[-1].strip()
+    return "", ""
 
 
 def _existing(path: Path) -> Path:
@@ -121,7 +123,7 @@ def _family(init_pid: int) -> list[Path]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            lines = (entry / "cgroup").read_text().splitlines()
+            lines = (entry / "cgroup").read_text(errors="replace").splitlines()
         except OSError:
             continue
         if len(lines) == len(own) and all(a == b or a.startswith(f"{b}/") for a, b in zip(lines, own, strict=True)):
@@ -134,7 +136,7 @@ def shared_mappings(init_pid: int) -> set[tuple[int, int]]:
     found = set()
     for process in _family(init_pid):
         try:
-            lines = (process / "maps").read_text().splitlines()
+            lines = (process / "maps").read_text(errors="replace").splitlines()
         except OSError:
             continue
         for line in lines:

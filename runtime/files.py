@@ -26,6 +26,11 @@ def save_json(path: Path, document: Any, mode: int = 0o600) -> None:
         raise
 
 
+def owners_alone(path: str, flags: int) -> int:
+    """Open a file, as `open` wants its opener; one that is made is its owner's alone."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 _held: set[int] = set()
 
 

@@ -69,7 +69,7 @@ def verify(data: bytes | None, signature: bytes | None, key_file: Path) -> None:
     try:
         found = json.loads(signature)
         key, raw = _blob(found["key"]), base64.b64decode(found["signature"], validate=True)
-    except (ValueError, KeyError, TypeError, IndexError) as e:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
         raise ContainerError(f"{SIGNATURE}: is damaged: {e}") from e
     if key not in trusted:
         raise ContainerError(f"the archive is signed by a key that {key_file} does not have: {found['key']}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import posixpath
 import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,9 +23,10 @@ from typing import IO, Any
 from runtime import files
 from runtime.archive import digests, layout
 from runtime.archive.layout import Replacement
+from runtime.container.bundle import load
 from runtime.errors import AlreadyExists, ContainerError, KernelError, NotFound, SpecError
 from runtime.image.compression import decompressed
-from runtime.image.create import MARK, create_bundle, delete_bundle
+from runtime.image.create import create_bundle, delete_bundle
 from runtime.image.unpack import Unpacker
 from runtime.linux.const import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS
 from runtime.linux.mount import openat2
@@ -83,6 +86,8 @@ class Import:
                     name = posixpath.normpath(entry.name)
                     if not entry.isreg():
                         continue  # directories come by themselves; nothing else belongs here
+                    if entry.issparse():
+                        raise ContainerError(f"{self.path}: {name} is sparse, which no archive's member is")
                     if name in found or name in small:
                         raise ContainerError(f"{self.path}: has {name} twice")
                     stream = tar.extractfile(entry)
@@ -93,7 +98,7 @@ class Import:
                         found[name] = self._member(name, stream)
         except FileNotFoundError:
             raise NotFound(f"--import {self.path}: no such file") from None
-        except (tarfile.TarError, EOFError, ValueError) as e:
+        except (tarfile.TarError, EOFError, ValueError, lzma.LZMAError, zlib.error) as e:
             raise ContainerError(f"--import {self.path}: is no archive, or cut short: {e}") from e
         except OSError as e:
             raise KernelError(f"--import {self.path}: cannot unpack it", e.errno or 5) from e
@@ -114,7 +119,7 @@ class Import:
             target = self.images / last if base == layout.IMAGES else self._work / layout.VOLUMES / last
             target.parent.mkdir(mode=0o700, exist_ok=True)
         found = hashlib.sha256()
-        with open(os.devnull if target is None else target, "wb") as f:
+        with open(os.devnull if target is None else target, "wb", opener=files.owners_alone) as f:
             while data := stream.read(_COPY_BYTES):
                 found.update(data)
                 f.write(data)
@@ -146,24 +151,22 @@ class Import:
         if (path / "config.json").is_file():
             if base is not None:
                 raise AlreadyExists(f"bundle {path} exists", hint="leave --from out, or name another --bundle")
-            self._apply(path / "rootfs")
+            self._apply(load(path).rootfs)
             yield
             return
+        if base is None:
+            base = self._work / "empty"
+            base.mkdir()
+        create_bundle(path, base, reference=None, platform=None, layers=None)
         try:
-            self._make(path, base)
+            self._fill(path)
             yield
         except BaseException:
-            if (path / MARK).is_file():
-                with contextlib.suppress(ContainerError, OSError):
-                    delete_bundle(path)
+            with contextlib.suppress(ContainerError, OSError):
+                delete_bundle(path)
             raise
 
-    def _make(self, path: Path, base: Path | None) -> None:
-        if base is None:
-            empty = self._work / "empty"
-            empty.mkdir()
-            base = empty
-        create_bundle(path, base, reference=None, platform=None, layers=None)
+    def _fill(self, path: Path) -> None:
         self._apply(path / "rootfs")
         document, replacements = layout.adapt(self.spec, self.config)
         for r in replacements:

@@ -74,8 +74,10 @@ def _changes(bundle: Path) -> tuple[list[str], list[str]]:
         if prefix and _is_opaque(base):
             there = {*directories, *files}
             for layer in layers:
-                if (layer / relative).is_dir():
-                    deleted += [prefix + n for n in os.listdir(layer / relative) if n not in there]
+                below = layer / relative
+                # Behind a link there is something else, perhaps of the host's.
+                if below.is_dir() and os.path.realpath(below) == os.path.join(os.path.realpath(layer), relative):
+                    deleted += [prefix + n for n in os.listdir(below) if n not in there]
     return names, sorted(set(deleted))
 
 

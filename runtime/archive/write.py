@@ -27,14 +27,19 @@ from runtime.criu.images import wipe
 from runtime.criu.options import CgroupsMode, CheckpointOptions
 from runtime.criu.request import DUMP_LOG
 from runtime.errors import AlreadyExists, KernelError, Unsupported
+from runtime.files import owners_alone
 from runtime.values import replace
 
 COMPRESSIONS = ("zstd", "gzip", "none")
 _LOGS = {DUMP_LOG, layout.STATS}
 
 
-def export(container: Container, options: CheckpointOptions, archive: ArchiveOptions, *, keep_images: bool) -> dict[str, Any]:
-    """Checkpoint a container into an archive; return CRIU's statistics. Without `keep_images` the images are in the archive only.
+def export(
+    container: Container, options: CheckpointOptions, archive: ArchiveOptions, *, keep_images: bool, keep_log: bool
+) -> dict[str, Any]:
+    """Checkpoint a container into an archive; return CRIU's statistics.
+
+    Without `keep_images` the images are in the archive only, without `keep_log` CRIU's log goes with them.
 
     A container that does not run on is let go of only when the archive is written: with a full disk it runs on.
 
@@ -45,7 +50,7 @@ def export(container: Container, options: CheckpointOptions, archive: ArchiveOpt
         options = replace(options, cgroups_mode=CgroupsMode.SOFT)
     with _Export(container, archive) as e:
         if not keep_images:
-            options = replace(options, image_path=e.images, work_path=e.images)
+            options = replace(options, image_path=e.images, work_path=options.work_path if keep_log else e.images)
 
         def at_rest() -> None:
             e.capture_rootfs()
@@ -107,7 +112,7 @@ class _Export:
         """Write the archive, with CRIU's statistics from the directory `stats`. Raises: ContainerError; no file is left then."""
         new = self._work / "archive"
         try:
-            with open(new, "wb", opener=_owners_alone) as file:
+            with open(new, "wb", opener=owners_alone) as file:
                 with _compressed(file, self._options.compression) as stream:
                     self._members(_Writer(stream), images, stats)
                 os.fsync(file.fileno())
@@ -136,10 +141,6 @@ class _Export:
         if self._options.sign_key is not None:
             writer.data(layout.SIGNATURE, digests.sign(found, self._options.sign_key))
         writer.close()
-
-
-def _owners_alone(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_EXCL, 0o600)
 
 
 class _Writer:

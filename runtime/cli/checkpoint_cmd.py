@@ -84,6 +84,8 @@ def command(
         raise UsageError("--status-fd needs --lazy-pages")
     if options.lazy_pages and options.page_server is None:
         raise UsageError("--lazy-pages needs --page-server: the address to serve the memory at")
+    if hold and (options.leave_running or options.lazy_pages):
+        raise UsageError("--hold goes with neither --leave-running nor --lazy-pages: what is committed runs elsewhere")
     if options.pre_dump and (hold or options.lazy_pages):
         raise UsageError("--pre-dump goes with neither --hold nor --lazy-pages")
     if archive is not None and (hold or options.pre_dump or options.page_server is not None):
@@ -93,7 +95,7 @@ def command(
     if archive is not None:
         from runtime.archive.write import export
 
-        export(container, options, archive, keep_images=image_path is not None)
+        export(container, options, archive, keep_images=image_path is not None, keep_log=work_path is not None)
         return 0
     control = controller(hold, control_fd, decision)
     with reporting(control) as report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from runtime.cli.options import (
     reporting,
 )  # fmt: skip
 from runtime.container import bundle as bundles
+from runtime.container.store import Store
 from runtime.criu import configfiles, images
 from runtime.criu.options import RestoreOptions
 from runtime.criu.restore import final_stats, restore
-from runtime.errors import NotFound, UsageError
+from runtime.errors import AlreadyExists, ContainerError, NotFound, UsageError
 from runtime.process.exec import write_pid_file
 from runtime.process.foreground import Foreground
 
@@ -70,7 +72,7 @@ def command(
     verify_key: Path | None,
     **flags: Any,
 ) -> int:
-    with _imported(archive, base, verify_key, bundle, container_id, image_path, wipe) as (bundle, image_path, wipe):
+    with _imported(g.store, archive, base, verify_key, bundle, container_id, image_path, wipe) as (bundle, image_path, wipe):
         loaded = bundles.load(bundle)
         config_file = configfiles.named(loaded.spec.annotations)
         options = RestoreOptions(
@@ -90,7 +92,11 @@ def command(
         with reporting(control) as report:
             container = restore(g.store, container_id, loaded, options, on_console, control, wipe=wipe)
             if pid_file:
-                write_pid_file(pid_file, container.state.pid)
+                try:
+                    write_pid_file(pid_file, container.state.pid)
+                except BaseException:
+                    container.delete(force=True)
+                    raise
             if control is not None:
                 report.update(final_stats(options))
     if foreground is None:
@@ -101,8 +107,23 @@ def command(
     return status
 
 
+def _refuse_in_use(store: Store, container_id: str, bundle: Path) -> None:
+    """Refuse an import that would change files under a container. Raises: AlreadyExists."""
+    place = os.path.realpath(bundle)
+    for other in store.ids():
+        if other == container_id:
+            raise AlreadyExists(f"container with id exists: {container_id}", hint="choose another id, or delete it")
+        try:
+            state = store.load(other)
+        except ContainerError:
+            continue  # damaged, or gone by now
+        if state.bundle == place or state.rootfs.startswith(f"{place}/"):
+            raise AlreadyExists(f"bundle {place} is container {other}'s", hint="name another --bundle")
+
+
 @contextlib.contextmanager
 def _imported(
+    store: Store,
     archive: Path | None,
     base: Path | None,
     verify_key: Path | None,
@@ -124,6 +145,7 @@ def _imported(
             log.warning(f"{archive} has no digests: whether it is whole is not known")
         if click.get_current_context().get_parameter_source("bundle") == ParameterSource.DEFAULT:
             bundle = Path(container_id)
+        _refuse_in_use(store, container_id, bundle)
         try:
             with imported.bundle(bundle.absolute(), base):
                 yield bundle, imported.images, wipe or image_path is None

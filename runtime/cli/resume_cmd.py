@@ -13,12 +13,12 @@ from runtime.container.container import Container
 @click.pass_obj
 def command(g: Globals, container_id: str) -> None:
     container = Container(g.store, container_id)
-    if container.was_being_dumped():
+    if container.was_being_dumped() is not None:
         # By a verb that was killed. One that is at work holds the container's lock.
         from runtime.criu.sweep import sweep
 
         with container.store.locked(container_id):
-            if container.was_being_dumped():
-                sweep(container.state.pid, container.manager().pids())
-                container.being_dumped(False)
+            if (locks := container.was_being_dumped()) is not None:
+                sweep(container.state.pid, container.manager().pids(), locks)
+                container.being_dumped(None)
     container.resume()

@@ -102,17 +102,26 @@ class Container:
         with contextlib.suppress(OSError):
             (self.store.directory(self.id) / "failure").write_text(reason)
 
-    def being_dumped(self, yes: bool) -> None:
-        """Leave word that CRIU is at work on it, or that it is not any more: whoever finds the word too late must clean up."""
+    def being_dumped(self, locks: frozenset[str] | None) -> None:
+        """Leave word that CRIU is at work on it, and which locks are not CRIU's of this time; None takes the word back.
+
+        Whoever finds it too late must clean up.
+        """
         mark = self.store.directory(self.id) / "dump"
         with contextlib.suppress(OSError):
-            if yes:
-                mark.touch()
-            else:
+            if locks is None:
                 mark.unlink()
+            else:
+                mark.write_text(json.dumps(sorted(locks)))
 
-    def was_being_dumped(self) -> bool:
-        return (self.store.directory(self.id) / "dump").exists()
+    def was_being_dumped(self) -> frozenset[str] | None:
+        """Return the locks that `being_dumped` named, None when nobody left word."""
+        try:
+            return frozenset(json.loads((self.store.directory(self.id) / "dump").read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            return frozenset()
 
     def run_setup_hooks(self, pid: int) -> None:
         """Run the hooks that set the namespaces up from outside, for a first process that is not the container's yet.

@@ -139,9 +139,9 @@ def create(
             listener.close()
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
-                if scope is not None:
-                    scope.stop()
                 if made_cgroups:
+                    if scope is not None:
+                        scope.stop()
                     manager.remove(container.state.cgroup_parents)
             container.run_hooks("poststop", "stopped", fatal=False)
             store.remove(container_id)

@@ -17,9 +17,9 @@ from typing import Any
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
 from runtime.criu import advice, compare, configfiles, features, images, pagemap, request, scan, survey, sweep
-from runtime.criu.findings import Finding, Severity, at_once, examine, fail
+from runtime.criu.findings import REMEDY, Finding, Severity, at_once, examine, fail
 from runtime.criu.hold import Controller, Decision
-from runtime.criu.options import CheckpointOptions
+from runtime.criu.options import CheckpointOptions, NetworkLock
 from runtime.criu.request import ContainerFacts
 from runtime.criu.session import Session
 from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
@@ -33,7 +33,7 @@ def check(container: Container, options: CheckpointOptions) -> list[Finding]:
     require("checkpoint", container.id, container.status())
     try:
         return examine(survey.look(container, options), options)
-    except FileNotFoundError as e:
+    except (FileNotFoundError, ProcessLookupError, StopIteration) as e:
         raise ContainerError(f"container {container.id} ended while it was looked at") from e
 
 
@@ -50,22 +50,32 @@ def checkpoint(
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
+    os.umask(0o077)  # images hold the memory's secrets, also in a directory that others may enter
     images.make(options.image_path)
     images.make(options.work_path)
     if options.parent_path is not None:
         images.require_parent(options.parent_path)
         pagemap.require_whole(options.parent_path)
-        if options.parent_path.resolve() == options.image_path.resolve():
-            raise UsageError(f"--parent-path and --image-path are the same directory: {options.image_path}")
+        if options.image_path.resolve() in (d.resolve() for d in images.chain(options.parent_path)):
+            raise UsageError(f"--image-path {options.image_path} is one of the dumps that this one builds upon")
     with container.store.locked(container.id):
         container.refresh()
         require("checkpoint", container.id, container.status())
-        images.clear(options.image_path)
         tracks_memory = _tracks_memory(options)
+        if options.page_server is not None and not tracks_memory and (options.pre_dump or options.parent_path is not None):
+            raise UsageError(
+                "--page-server: this kernel does not track dirty pages, and memory that is elsewhere cannot be compared",
+                hint="leave --page-server out, or --pre-dump and --parent-path",
+            )
         if options.pre_dump:
             return _pre_dump(container, options, tracks_memory)
         _refuse_at_once(container)
         facts, names = survey.facts(container, options, rebuild_network=controller is not None)
+        if not facts.only_loopback and not facts.has_nft and not facts.has_iptables and options.network_lock is None:
+            raise ContainerError(
+                "neither nft nor iptables is here to lock the network", hint=f"{REMEDY['network-lock']} [network-lock]"
+            )
+        images.clear(options.image_path)
         images.save_stdio(options.image_path, names[:3])
         images.save_notes(
             options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
@@ -82,8 +92,10 @@ def checkpoint(
                     session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
                     dump.answered()
                 dump.complete()
-            finally:
-                dump.let_go()
+            except BaseException as e:
+                dump.let_go(e)
+                raise
+            dump.let_go(None)
         found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
         if not options.leave_running:
             _wait_dead(container)
@@ -110,7 +122,9 @@ def _explained(container: Container, options: CheckpointOptions) -> Iterator[Non
         except (ContainerError, OSError, StopIteration):
             raise e from None
         told = advice.code(e.log_lines)
-        f = next((f for f in found if f.code == told), found[0] if found else None)
+        # Without a pid namespace of its own it can be dumped: that is the restore's trouble.
+        likely = [f for f in found if f.code == told or (told is None and f.code != "pid-namespace")]
+        f = likely[0] if likely else None
         if f is None and told is None and options.page_server is not None:
             host, port = options.page_server
             f = fail("page-server", f"is a page server listening at {host}:{port}")
@@ -129,6 +143,7 @@ def _tracks_memory(options: CheckpointOptions) -> bool:
 def _pre_dump(container: Container, options: CheckpointOptions, tracks_memory: bool) -> dict[str, Any]:
     """Write the memory, or what of it differs from the parent's, while the container runs."""
     facts, _ = survey.facts(container, options, rebuild_network=False)
+    images.clear(options.image_path)
     if not tracks_memory:
         return compare.pre_dump(container.manager().pids(), options.image_path, options.parent_path)
     with Session() as session:
@@ -158,7 +173,9 @@ class _Dump:
         self._container, self._options, self._facts, self._controller = container, options, facts, controller
         self._at_rest, self._compares = at_rest, compares
         self._manager = container.manager()
-        self._thaw = self._committed = self._serving = self._answered = False
+        self._thaw = self._committed = self._serving = self._answered = self._begun = False
+        locks = request.network_lock(options, facts) != NetworkLock.SKIP
+        self._known_locks = sweep.locks(container.state.pid) if locks else frozenset()
         self._compared: dict[str, int] = {}  # statistics that CRIU, which comes later, does not know
 
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
@@ -172,10 +189,8 @@ class _Dump:
 
     def _at_post_dump(self) -> None:
         if self._options.lazy_pages:
-            if self._controller is not None:
-                self._hold(self._controller)
             return  # CRIU is not through yet: it serves the memory
-        if self._controller is None and self._at_rest is None and self._options.leave_running:
+        if self._at_rest is None and self._options.leave_running:
             return  # it need not stand still for what is left to do
         self._manager.freeze_soon()
         self._compare()
@@ -211,8 +226,8 @@ class _Dump:
             self._controller.say("ready")
             if not self._controller.wait_go():
                 raise HoldAborted(f"checkpoint of {self._container.id} was aborted before it began")
-        self._thaw = True
-        self._container.being_dumped(True)
+        self._thaw = self._begun = True
+        self._container.being_dumped(self._known_locks)
         self._manager.freeze()
         if self._controller is not None:
             self._controller.say("frozen")
@@ -246,20 +261,23 @@ class _Dump:
             raise HoldAborted(f"checkpoint of {self._container.id} was aborted: it runs on")
         self._committed = True
 
-    def let_go(self) -> None:
-        """Thaw: what CRIU left alive runs on, what it killed dies for good. Idempotent."""
+    def let_go(self, error: BaseException | None) -> None:
+        """Thaw: what CRIU left alive runs on, what it killed dies for good.
+
+        Raises: ContainerError when it must be left frozen.
+        """
         if self._committed:
             # It runs elsewhere by now: also when CRIU failed to kill it, it must not run here again.
             self._manager.signal_all(signal.SIGKILL)
-        if not self._answered:
+        if self._begun and not self._answered:
             # A CRIU that was killed leaves the container mute.
-            sweep.sweep(self._container.state.pid, self._manager.pids())
+            sweep.sweep(self._container.state.pid, self._manager.pids(), self._known_locks)
         if self._serving:
             name = self._container.id
-            raise CriuError(
-                f"container {name} is left frozen: its memory was being fetched, and the copy may run there",
+            raise ContainerError(
+                f"container {name} is left frozen: its memory was being fetched, and the copy may run there: {error}",
                 hint=f"when it does not: runtime resume {name}; when it does: runtime delete --force {name}",
-            )
+            ) from error
         self._release()
 
     def _release(self) -> None:
@@ -267,7 +285,7 @@ class _Dump:
             self._thaw = False
             with contextlib.suppress(KernelError):
                 self._manager.thaw()
-            self._container.being_dumped(False)
+            self._container.being_dumped(None)
 
 
 def _wait_dead(container: Container, timeout_s: float = 10.0) -> None:

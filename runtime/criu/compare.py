@@ -21,6 +21,7 @@ from typing import BinaryIO
 from runtime.criu import images, pagemap
 from runtime.criu.pagemap import PAGE_BYTES, PARENT, PRESENT, Entry, Known
 from runtime.errors import ContainerError, KernelError
+from runtime.linux import procfs
 
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 _AT_ONCE_PAGES = 256
@@ -161,7 +162,7 @@ def _memory(pids: list[int]) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]
 
 
 def _number_inside(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    for line in procfs.read(f"/proc/{pid}/status").splitlines():
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     raise ContainerError(f"/proc/{pid}/status has no NSpid")
@@ -169,7 +170,7 @@ def _number_inside(pid: int) -> int:
 
 def _areas(pid: int) -> Iterator[tuple[int, int, bool, int, int]]:
     """Return the mappings that hold a process's own memory: start, end, whether shared, offset and inode of what is shared."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    for line in procfs.read(f"/proc/{pid}/maps").splitlines():
         fields = line.split(None, 5)
         name = fields[5] if len(fields) > 5 else ""
         start, end = (int(n, 16) for n in fields[0].split("-"))

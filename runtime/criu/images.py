@@ -59,7 +59,7 @@ def require(path: Path) -> None:
     for name in ("inventory.img", "pstree.img"):
         if not (path / name).is_file():
             raise NotFound(f"no checkpoint in {path}: it has no {name}", hint="give the directory with --image-path")
-    for directory in _chain(path):
+    for directory in chain(path):
         link = directory / "parent"
         if link.is_symlink() and not link.is_dir():
             raise NotFound(
@@ -67,7 +67,7 @@ def require(path: Path) -> None:
             )
 
 
-def _chain(path: Path) -> Iterator[Path]:
+def chain(path: Path) -> Iterator[Path]:
     """Return an image directory and its parents, as far as they are there. Raises: SpecError."""
     for _ in range(_MAX_PARENTS):
         if not path.is_dir():
@@ -81,7 +81,8 @@ def _chain(path: Path) -> Iterator[Path]:
 
 def require_parent(path: Path) -> None:
     """Refuse a directory that no dump was written into. Raises: NotFound."""
-    if not any(path.glob("pagemap-*.img")):
+    # Of a pre-dump into a page server only the inventory is here.
+    if not any(path.glob("pagemap-*.img")) and not (path / "inventory.img").is_file():
         raise NotFound(
             f"no dump or pre-dump in {path}: it has no pagemap-*.img", hint="give the one before this by --parent-path"
         )
@@ -114,7 +115,7 @@ def readable_inside(path: Path, spec: Spec, *, writable: bool) -> Iterator[int]:
     root = _root_of(spec)
     try:
         if root is not None:
-            for directory in _chain(path):
+            for directory in chain(path):
                 for entry in (directory, *directory.iterdir()):
                     if not entry.is_symlink():
                         _let_read(entry, root, writable, changed)
@@ -162,9 +163,9 @@ def _take_back(changed: list[tuple[Path, int]]) -> None:
 
 
 def wipe(path: Path) -> None:
-    """Overwrite and remove an image directory: what it holds are the memory's secrets. What cannot be removed stays."""
-    for entry in sorted(path.iterdir()):
-        with contextlib.suppress(OSError):
+    """Overwrite and remove an image directory: what it holds are the memory's secrets. What cannot be removed stays. Idempotent."""
+    for entry in sorted(path.glob("*")):
+        with contextlib.suppress(OSError):  # on a full disk some file systems have no place for what is overwritten
             if not entry.is_symlink() and entry.is_file():
                 fd = os.open(entry, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
@@ -174,6 +175,7 @@ def wipe(path: Path) -> None:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
+        with contextlib.suppress(OSError):
             entry.unlink()
     with contextlib.suppress(OSError):
         path.rmdir()

@@ -27,11 +27,12 @@ from pathlib import Path
 from runtime.criu import advice, binary
 from runtime.criu.request import LAZY_LOG
 from runtime.errors import CriuError
-from runtime.files import forget_locks
+from runtime.files import close_all
 from runtime.linux import sockdiag
 from runtime.linux.process import pidfd_getfd, pidfd_open
 
 SOCKET = "lazy-pages.socket"
+_KEPT = b"k"
 _READY_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.005
 _END_TIMEOUT_S = 5.0
@@ -106,6 +107,12 @@ class LazyPages:
         assert self._sock is not None
         return bool(select.select([self._sock], [], [], 0)[0]) and self._sock.recv(10) == b"failed"
 
+    def keep(self) -> None:
+        """The container is there for good: `drained` may be called when all its memory is."""
+        if self._sock is not None:
+            with contextlib.suppress(OSError):
+                self._sock.send(_KEPT)
+
     def close(self) -> None:
         """Without `restored` before, the daemon is ended. Idempotent."""
         if self._sock is not None:
@@ -120,7 +127,9 @@ class LazyPages:
 
     def _supervise(self, sock: socket.socket) -> None:
         try:
-            forget_locks()
+            # Locks, the control descriptor, CRIU's socket: whoever waits for their ends is not to wait for the drain.
+            os.closerange(3, sock.fileno())
+            os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
             null = os.open("/dev/null", os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
@@ -149,7 +158,9 @@ class LazyPages:
             daemon.wait()
             return
         init = pidfd_open(int(word.split()[1]))
-        kept = _userfaultfds(daemon.pid)
+        kept = None
+        while kept is None and daemon.poll() is None:
+            kept = _userfaultfds(daemon.pid)
         # One that has drained already is through with them; one that died before we had its duplicates has closed them.
         sock.send(b"0" if daemon.poll() else b"1")
         container_ended = False
@@ -161,27 +172,27 @@ class LazyPages:
                 time.sleep(_LOOK_EVERY_S)
                 if time.monotonic() > deadline:
                     daemon.kill()
-            _close_finished(daemon.pid, kept)
+            _close_finished(daemon.pid, kept or {})
         if daemon.returncode == 0:
-            while sock.recv(1):  # until the verb, too, has done with the images
-                pass
-            self._drained()
+            # The verb, too, must have done with the images, and the container be there for good.
+            if sock.recv(1) == _KEPT:
+                self._drained()
         elif not container_ended:
             with contextlib.suppress(OSError):
                 sock.send(b"failed")
             self._failed(str(self._failure(f"criu lazy-pages ended with status {daemon.returncode} before all memory was there")))
 
 
-def _userfaultfds(pid: int) -> dict[int, int]:
-    """Duplicate a process's userfaultfds: its number -> ours."""
+def _userfaultfds(pid: int) -> dict[int, int] | None:
+    """Duplicate a process's userfaultfds: its number -> ours; None when it is to be tried again, or ending."""
     process = pidfd_open(pid)
-    found = {}
+    found: dict[int, int] = {}
     try:
         for number in _open_userfaultfds(pid):
-            with contextlib.suppress(OSError):
-                found[number] = pidfd_getfd(process, number)
+            found[number] = pidfd_getfd(process, number)
     except OSError:
-        pass
+        close_all(list(found.values()))
+        return None
     finally:
         os.close(process)
     return found

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import ContainerError
+from runtime.files import owners_alone
 from runtime.values import Value
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -106,7 +107,8 @@ class Known:
     def within(self, start: int, end: int) -> Iterator[Segment]:
         """Return what is known of a range, in order, clipped to it."""
         at = max(0, bisect.bisect_right(self._starts, start) - 1)
-        for s in self._segments[at:]:
+        for i in range(at, len(self._segments)):
+            s = self._segments[i]
             if s.start >= end:
                 return
             first, last = max(s.start, start), min(s.end, end)
@@ -181,7 +183,7 @@ def flatten(directory: Path) -> None:
         content = known(directory, path.name)
         new = directory / f"pages-{pages_id}.img.new"
         flat: list[Entry] = []
-        with new.open("wb") as f:
+        with open(new, "wb", opener=owners_alone) as f:
             for e in entries:
                 at = e.start
                 for s in content.within(e.start, e.end) if e.flags & (PARENT | PRESENT) else ():

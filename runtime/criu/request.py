@@ -125,6 +125,7 @@ def restore(
         # CRIU would look for the terminal at its own stdin, which is given away by then.
         "shell_job": options.shell_job and not any(key.startswith("tty[") for key, _ in inherit),
         "skip_file_rwx_check": options.skip_file_rwx_check or None,
+        "network_lock": None if options.network_lock is None else int(options.network_lock),
         "lsm_profile": options.lsm_profile,
         "lsm_mount_context": options.lsm_mount_context,
     }

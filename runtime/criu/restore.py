@@ -30,7 +30,7 @@ from runtime.criu.hold import Controller, Decision
 from runtime.criu.lazy import LazyPages
 from runtime.criu.options import CgroupsMode, RestoreOptions
 from runtime.criu.session import Session
-from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
+from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
 from runtime.linux import const, mount, namespace
 from runtime.process.create import open_namespaces
 from runtime.spec.state import State
@@ -49,7 +49,7 @@ def restore(
     """Restore a container from an image directory; its first process becomes our child.
 
     With a controller, the restored processes are held until it decides. With `wipe` the images are destroyed once nobody
-    needs them any more.
+    needs them any more; a daemon of the caller's may need them longer than we know.
 
     Raises: ContainerError; nothing of the container is then left. HoldAborted when the controller said so.
     """
@@ -153,19 +153,21 @@ def restore(
                 with images.readable_inside(options.image_path, spec, writable=options.auto_dedup) as image_fd:
                     session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
                 held.resume()
-            if wipe and lazy is None:
-                images.wipe(options.image_path)
+                if lazy is not None:
+                    lazy.keep()
         except BaseException:
             with contextlib.suppress(ContainerError, OSError):
-                if scope is not None:
-                    scope.stop()
                 if made_cgroups:
+                    if scope is not None:
+                        scope.stop()
                     manager.signal_all(signal.SIGKILL)
                     manager.thaw()
                     _reap(container.state.pid)
                     manager.remove(container.state.cgroup_parents)
             store.remove(container_id)
             raise
+    if wipe and not options.lazy_pages:
+        images.wipe(options.image_path)
     return container
 
 
@@ -217,28 +219,30 @@ class _Restore:
         elif script == "post-restore":
             self._container.adopt(pid)
         elif script == "pre-resume":
-            # CRIU itself must not be limited, frozen or killed with the container.
-            Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
-            if self._lazy is not None:
-                try:
-                    self._lazy.restored(self._container.state.pid)
-                except CriuError:
-                    self._kill()
-                    raise
-            if self._controller is not None:
-                self._hold(self._controller)
+            try:
+                self._before_they_run()
+            except BaseException:
+                self._kill()
+                raise
         return True
 
+    def _before_they_run(self) -> None:
+        if self._controller is not None:
+            self._frozen = True
+            self._manager.freeze_soon()
+        # CRIU itself must not be limited, frozen or killed with the container.
+        Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
+        if self._lazy is not None:
+            self._lazy.restored(self._container.state.pid)
+        if self._controller is not None:
+            self._hold(self._controller)
+
     def _hold(self, controller: Controller) -> None:
-        self._frozen = True
-        self._manager.freeze_soon()
         controller.say("held", pid=self._container.state.pid)
         decision = controller.wait_decision()
         if decision == Decision.COMMIT and self._lazy is not None and self._lazy.failed_meanwhile():
-            self._kill()
             raise ContainerError(f"container {self._container.id} is killed: its memory cannot be completed")
         if decision != Decision.COMMIT:
-            self._kill()
             raise HoldAborted(f"restore of {self._container.id} was aborted: nothing of it is left")
 
     def _kill(self) -> None:

@@ -8,13 +8,12 @@ import socket
 import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 from runtime.criu.findings import OpenFile, Socket, Task
 from runtime.linux import const, namespace, sockdiag
 from runtime.linux.mount import openat2
 from runtime.linux.process import pidfd_getfd, pidfd_open
-from runtime.linux.procfs import read_stat
+from runtime.linux.procfs import read, read_stat
 
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39
 
@@ -40,7 +39,7 @@ def tasks(members: list[tuple[int, bool]]) -> Iterator[Task]:
         with contextlib.suppress(OSError, KeyError, StopIteration):
             status = _fields(f"/proc/{pid}/status")
             state = status["State"].split()[0]
-            maps = "" if state in "ZX" else Path(f"/proc/{pid}/maps").read_text()
+            maps = "" if state in "ZX" else read(f"/proc/{pid}/maps")
             yield Task(
                 pid=pid,
                 name=status["Name"],
@@ -56,7 +55,7 @@ def tasks(members: list[tuple[int, bool]]) -> Iterator[Task]:
 
 
 def _fields(path: str) -> dict[str, str]:
-    return {k: v.strip() for k, _, v in (line.partition(":") for line in Path(path).read_text().splitlines())}
+    return {k: v.strip() for k, _, v in (line.partition(":") for line in read(path).splitlines())}
 
 
 def _is_other_user(pid: int, status: dict[str, str]) -> bool:
@@ -73,7 +72,7 @@ def _namespaces(pid: int) -> dict[str, int]:
 
 def _label(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n")
+        return read(f"/proc/{pid}/attr/current").rstrip("\0\n")
     except OSError:
         return ""
 
@@ -86,17 +85,21 @@ def files(pid: int) -> Iterator[OpenFile]:
         return
     for number in numbers:
         with contextlib.suppress(OSError):
-            target = os.readlink(f"/proc/{pid}/fd/{number}")
+            target = _printable(os.readlink(f"/proc/{pid}/fd/{number}"))
             if not target.startswith("socket:["):
                 yield _file(pid, number, target)
     with contextlib.suppress(OSError):
         yield from deleted_maps(pid)
 
 
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 def _file(pid: int, number: int, target: str) -> OpenFile:
     found = os.stat(f"/proc/{pid}/fd/{number}")
     locks, watched, flags = 0, [], 0
-    for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
+    for line in read(f"/proc/{pid}/fdinfo/{number}").splitlines():
         if line.startswith("lock:"):
             locks += 1
         elif line.startswith("flags:"):
@@ -130,7 +133,7 @@ def message_queues(pid: int, places: list[str]) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 fd = openat2(root, place, os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    yield from sorted(f"/{name}" for name in os.listdir(fd))
+                    yield from sorted(_printable(f"/{name}") for name in os.listdir(fd))
                 finally:
                     os.close(fd)
     finally:
@@ -139,7 +142,7 @@ def message_queues(pid: int, places: list[str]) -> Iterator[str]:
 
 def deleted_maps(pid: int) -> Iterator[OpenFile]:
     """Look at the mappings of files that have lost their name. Raises: OSError."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+    for line in read(f"/proc/{pid}/maps").splitlines():
         if line.endswith(" (deleted)"):
             fields = line.split(None, 5)
             with contextlib.suppress(OSError):
@@ -208,8 +211,8 @@ def _name(address: object) -> str:
     if isinstance(address, tuple):
         return f"{address[0]}:{address[1]}" if len(address) >= 2 else str(address)
     if isinstance(address, bytes):
-        return "@" + address.lstrip(b"\0").decode(errors="replace")
-    return str(address or "")
+        return "@" + address.lstrip(b"\0").decode(errors="backslashreplace")
+    return _printable(str(address or ""))
 
 
 def _unix_sockets(pid: int) -> dict[int, sockdiag.UnixSocket]:

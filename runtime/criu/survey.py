@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from pathlib import Path
 
 from runtime.container.bundle import Bundle
 from runtime.container.container import Container
@@ -16,7 +15,7 @@ from runtime.criu.request import ContainerFacts
 from runtime.linux import namespace
 from runtime.linux.capability import permitted_set
 from runtime.linux.const import NAMESPACES
-from runtime.linux.procfs import read_mountinfo
+from runtime.linux.procfs import read, read_mountinfo
 
 
 def facts(container: Container, options: CheckpointOptions, *, rebuild_network: bool) -> tuple[ContainerFacts, tuple[str, ...]]:
@@ -119,7 +118,7 @@ def _namespace(pid: int, kind: str) -> int:
 
 def _resident(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
 
@@ -131,13 +130,13 @@ def _has(command: str) -> bool:
 def _only_loopback(pid: int) -> bool:
     if os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino:
         return False
-    lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
+    lines = read(f"/proc/{pid}/net/dev").splitlines()[2:]
     return {line.split(":")[0].strip() for line in lines} <= {"lo"}
 
 
 def _descriptors(pid: int) -> tuple[str, ...]:
     """Name the first process's descriptors from 0 on; "" for one that is not there."""
-    numbers = [int(n) for n in os.listdir(f"/proc/{pid}/fd")]
+    numbers = {int(n) for n in os.listdir(f"/proc/{pid}/fd")}
     inside = {m.mount_id for m in read_mountinfo(pid)}
     return tuple(_name(pid, n, inside) if n in numbers else "" for n in range(max([2, *numbers]) + 1))
 
@@ -147,7 +146,7 @@ def _name(pid: int, number: int, inside: set[int]) -> str:
     path = f"/proc/{pid}/fd/{number}"
     try:
         target, found = os.readlink(path), os.stat(path)
-        lines = Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines()
+        lines = read(f"/proc/{pid}/fdinfo/{number}").splitlines()
     except OSError:
         return ""
     # A null device is a file to CRIU: a restored container has the host's own where it was given that for a pipe.

@@ -63,28 +63,36 @@ def parse_stat(text: str) -> Stat:
     return Stat(int(text.split(" ", 1)[0]), fields[0], int(fields[1]), int(fields[19]))
 
 
+def read(path: str | Path) -> str:
+    """Read a file below /proc. Names in it are whatever programs chose: bytes that are no text become escapes.
+
+    Raises: OSError.
+    """
+    return Path(path).read_bytes().decode(errors="backslashreplace")
+
+
 def read_stat(pid: int) -> Stat | None:
     """Return the process's Stat, or None when there is no such process."""
     try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+        return parse_stat(read(f"/proc/{pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):
         return None
 
 
 def read_mountinfo(pid: int | str = "self") -> list[Mount]:
     """Return the mounts that a process sees. Raises: OSError."""
-    return parse_mountinfo(Path(f"/proc/{pid}/mountinfo").read_text())
+    return parse_mountinfo(read(f"/proc/{pid}/mountinfo"))
 
 
 def read_cgroup(pid: int | str = "self") -> dict[str, str]:
     """Return a process's cgroup paths. Raises: OSError."""
-    return parse_cgroup(Path(f"/proc/{pid}/cgroup").read_text())
+    return parse_cgroup(read(f"/proc/{pid}/cgroup"))
 
 
 def has_pending(pid: int, number: int) -> bool:
     """Say whether a signal waits for a process, or that it has ended. Source: proc(5), SigPnd and ShdPnd."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = read(f"/proc/{pid}/status").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return True
     masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]

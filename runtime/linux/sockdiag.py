@@ -44,8 +44,9 @@ def unix_sockets() -> dict[int, UnixSocket]:
 
 def bound_at(path: str) -> bool:
     """Say whether a socket is bound to this name; its file alone may be left over. Raises: OSError."""
-    inode = os.stat(path).st_ino & 0xFFFFFFFF
-    return any(struct.unpack_from("=I", found[_VFS])[0] == inode for _, _, found in _sockets(_SHOW_VFS) if _VFS in found)
+    there = os.stat(path)
+    wanted = there.st_ino & 0xFFFFFFFF, os.major(there.st_dev) << 20 | os.minor(there.st_dev)
+    return any(struct.unpack_from("=II", found[_VFS]) == wanted for _, _, found in _sockets(_SHOW_VFS) if _VFS in found)
 
 
 def _sockets(show: int) -> Iterator[tuple[int, int, dict[int, bytes]]]:

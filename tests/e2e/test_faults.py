@@ -383,11 +383,27 @@ def test_two_moves_at_once(counting: Bed) -> None:
     counting.move("host2", NAME, "host1")
 
 
-def test_a_dump_that_criu_refuses(bed: Bed) -> None:
-    make(bed, "sh", "-c", "sleep 1000 | nc -l -p 77 & sleep 0.3; sleep 1000 | nc 127.0.0.1 77")
+CONNECTING = "sleep 1000 | nc -l -p 77 & while ! test -e /connect; do sleep 0.02; done; sleep 1000 | nc 127.0.0.1 77"
+
+
+def test_what_cannot_be_dumped_is_found_before(bed: Bed) -> None:
+    make(bed, "sh", "-c", CONNECTING)
+    (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
     time.sleep(1)
-    report = _fails(bed, ROLLED_BACK, "Connected TCP socket", "--tcp-established")
-    assert report["undo_errors"] == []
+    _fails(bed, REFUSED, "an open TCP connection", "tcp-established")
+    assert bed.status("host1", NAME) == "running" and bed.status("host2", NAME) is None
+
+
+def test_a_dump_that_criu_refuses(bed: Bed) -> None:
+    """The connection is made when the preflight is over."""
+    make(bed, "sh", "-c", CONNECTING)
+    stopped = Stopped(bed, "result:after-prepare")
+    (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
+    time.sleep(1)
+    status, report = stopped.go_on()
+    assert status == ROLLED_BACK and report["undo_errors"] == []
+    text = f"{report['error']['message']} {report['error']['hint']}"
+    assert "Connected TCP socket" in text and "[tcp-established]" in text
     assert bed.status("host1", NAME) == "running" and bed.status("host2", NAME) is None
     bed.move("host1", NAME, "host2", "--tcp-established")
     assert bed.status("host2", NAME) == "running"

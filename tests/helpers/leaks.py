@@ -50,7 +50,7 @@ def _processes() -> set[tuple[int, str]]:
             continue
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            state = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()[0]
             inside = os.readlink(entry / "ns/pid") != own
         except OSError:
             continue

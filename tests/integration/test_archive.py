@@ -235,6 +235,23 @@ def test_an_image_directory_that_is_in_use(oci: Oci, archive: Path, tmp_path: Pa
     assert (tmp_path / "images/inventory.img").exists(), "images that were asked for by name stay"
 
 
+def test_nothing_changes_under_a_container(oci: Oci, counting: Path, tmp_path: Path) -> None:
+    """Neither its own files, when it is there, nor those of a bundle that another one has."""
+    oci.ok("checkpoint", "--leave-running", "--export", tmp_path / "c.tar", "c")
+    (counting / "rootfs/mine").write_text("new")
+    done = oci.run("restore", "--detach", "--import", tmp_path / "c.tar", "--bundle", counting, "c")
+    assert done.returncode == 1 and "container with id exists" in done.stderr
+    done = oci.run("restore", "--detach", "--import", tmp_path / "c.tar", "--bundle", counting, "d")
+    assert done.returncode == 1 and "is container c's" in done.stderr
+    assert (counting / "rootfs/mine").read_text() == "new"
+    goes_on(counting / "rootfs/count")
+
+
+def test_a_pid_file_that_cannot_be_written(oci: Oci, archive: Path, tmp_path: Path) -> None:
+    assert "/no/dir" in refused(oci, archive, "--pid-file", "/no/dir/pid")
+    assert not (tmp_path / "new").exists()
+
+
 def test_names_never_leave_their_place(oci: Oci, archive: Path, tmp_path: Path) -> None:
     """Without digests, as podman's; what it holds beside the known names goes nowhere."""
     link = tarfile.TarInfo("checkpoint/link.img")

@@ -276,6 +276,7 @@ def test_options_that_contradict(oci: Oci, bundles: BundleMaker, tmp_path: Path)
         (("--status-fd", "1"), "--status-fd needs --lazy-pages"),
         (("--lazy-pages",), "--lazy-pages needs --page-server"),
         (("--pre-dump", "--hold"), "--pre-dump goes with neither"),
+        (("--hold", "--leave-running"), "--hold goes with neither"),
         (("--page-server", "nowhere"), "is not ADDRESS:PORT"),
         (("--cpu-cap", "wings"), "is none of"),
         (("--ghost-limit", "much"), "is no size"),

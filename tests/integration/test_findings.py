@@ -143,6 +143,22 @@ def test_with_nothing_to_say_it_is_ready(oci: Oci, counting: Path) -> None:
     assert oci.status("c") == "running"
 
 
+def test_names_that_are_no_text(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """A program may call itself, and its files, what it likes; nobody's checkpoint, and no verb, minds."""
+    body = r"""
+        libc.prctl(15, bytes([255, 254]), 0, 0, 0); f = open(b'/\xff', 'w'); g = open(b'/gone\xff', 'w'); os.unlink(b'/gone\xff')
+        m = os.open(b'/map\xff', os.O_RDWR | os.O_CREAT); os.ftruncate(m, 4096); v = mmap.mmap(m, 4096); os.unlink(b'/map\xff')
+        s = socket.socket(socket.AF_UNIX); s.bind(b'/sock\xff'); s.listen(); park(); assert f.write('x')"""
+    parked = Parked(oci, bundles, Scenario("names", body))
+    assert parked.findings() == {"ready": "ok"}
+    assert "x (" not in oci.run("checkpoint", "--check", "--ghost-limit", "0", "c").stderr
+    assert oci.status("c") == "running"
+    oci.ok("checkpoint", "--image-path", tmp_path / "images", "c")
+    parked.restore(tmp_path / "images")
+    parked.looks()
+    oci.ok("kill", "c", "KILL")
+
+
 def test_exec_session(oci: Oci, counting: Path, tmp_path: Path) -> None:
     oci.ok("exec", "--detach", "c", "sleep", "100", stdout=null, stderr=null)
     done = oci.run("checkpoint", "--check", "c")

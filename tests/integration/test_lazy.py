@@ -172,6 +172,38 @@ def test_a_daemon_of_the_callers(oci: Oci, bundles: BundleMaker, tmp_path: Path)
     assert daemon.wait(20) == 0
 
 
+def test_wiping_leaves_a_daemon_of_the_callers_its_images(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    memory = Memory(oci, bundles, 8)
+    images = tmp_path / "images"
+    oci.ok("checkpoint", "--image-path", images, "c")
+    slowly = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=ioctl", "-e", "inject=ioctl:delay_enter=2000"]
+    argv = [*slowly, CRIU, "lazy-pages", "-D", str(images), "-W", str(images)]
+    daemon = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
+    wait_for((images / "lazy-pages.socket").exists, "the daemon")
+    options = ("--lazy-pages", "--wipe", "--bundle", memory.bundle, "--image-path", images)
+    oci.ok("restore", "--detach", *options, "c", stdout=null, stderr=null)
+    memory.ask()
+    assert daemon.wait(60) == 0
+    assert (images / "inventory.img").exists()
+
+
+def test_an_aborted_hold_leaves_the_images(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    memory = Memory(oci, bundles, 4)
+    images = tmp_path / "images"
+    oci.ok("checkpoint", "--image-path", images, "c")
+    hold = Hold(oci, "restore", "--detach", "--lazy-pages", "--wipe", "--image-path", images, "--bundle", memory.bundle)
+    assert hold.event() == "ready"
+    hold.say("go")
+    assert hold.event() == "held"
+    wait_for(lambda: not daemons(images), "the drain")
+    hold.say("abort")
+    assert hold.event() == "aborted"
+    hold.close()
+    time.sleep(0.2)
+    oci.ok("restore", "--detach", "--bundle", memory.bundle, "--image-path", images, "c", stdout=null, stderr=null)
+    memory.ask()
+
+
 def test_images_that_are_damaged(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     memory = Memory(oci, bundles, 4)
     images = tmp_path / "images"

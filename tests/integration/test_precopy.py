@@ -121,6 +121,29 @@ def test_a_parent_that_is_none(oci: Oci, bundles: BundleMaker, tmp_path: Path) -
     assert oci.status("c") == "running"
 
 
+def test_directories_that_are_used_in_turns(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """The third dump must not go where the first is, on which it builds."""
+    memory = Memory(oci, bundles, 4)
+    oci.ok("checkpoint", "--pre-dump", "--image-path", tmp_path / "a", "c")
+    oci.ok("checkpoint", "--pre-dump", "--parent-path", "../a", "--image-path", tmp_path / "b", "c")
+    before = content_bytes(tmp_path / "a")
+    done = oci.run("checkpoint", "--parent-path", "../b", "--image-path", tmp_path / "a", "c")
+    assert done.returncode == 1 and "is one of the dumps that this one builds upon" in done.stderr
+    assert content_bytes(tmp_path / "a") == before
+    assert oci.status("c") == "running"
+    memory.ask()
+
+
+def test_a_refused_checkpoint_leaves_what_was_there(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    bundle = bundles(*counter())
+    oci.detached(bundle, "c")
+    oci.ok("checkpoint", "--leave-running", "--image-path", tmp_path / "images", "c")
+    before = sorted(p.name for p in (tmp_path / "images").iterdir())
+    oci.ok("exec", "--detach", "c", "sleep", "100", stdout=null, stderr=null)
+    assert "[exec-session]" in oci.run("checkpoint", "--image-path", tmp_path / "images", "c").stderr
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == before
+
+
 def test_a_pre_dump_is_no_checkpoint(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     bundle = bundles(*counter())
     oci.detached(bundle, "c")
