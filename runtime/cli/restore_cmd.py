@@ -140,12 +140,12 @@ def _imported(
         return
     from runtime.archive.read import Import
 
+    if click.get_current_context().get_parameter_source("bundle") == ParameterSource.DEFAULT:
+        bundle = Path(container_id)
+    _refuse_in_use(store, container_id, bundle)
     with Import(archive, image_path, verify_key) as imported:
         if not imported.has_digests:
             log.warning(f"{archive} has no digests: whether it is whole is not known")
-        if click.get_current_context().get_parameter_source("bundle") == ParameterSource.DEFAULT:
-            bundle = Path(container_id)
-        _refuse_in_use(store, container_id, bundle)
         try:
             with imported.bundle(bundle.absolute(), base):
                 yield bundle, imported.images, wipe or image_path is None

@@ -163,7 +163,7 @@ def _take_back(changed: list[tuple[Path, int]]) -> None:
 
 
 def wipe(path: Path) -> None:
-    """Overwrite and remove an image directory: what it holds are the memory's secrets. What cannot be removed stays. Idempotent."""
+    """Overwrite and remove an image directory, which holds the memory's secrets; what cannot be removed stays. Idempotent."""
     for entry in sorted(path.glob("*")):
         with contextlib.suppress(OSError):  # on a full disk some file systems have no place for what is overwritten
             if not entry.is_symlink() and entry.is_file():

@@ -397,7 +397,7 @@ def test_what_cannot_be_dumped_is_found_before(bed: Bed) -> None:
 def test_a_dump_that_criu_refuses(bed: Bed) -> None:
     """The connection is made when the preflight is over."""
     make(bed, "sh", "-c", CONNECTING)
-    stopped = Stopped(bed, "result:after-prepare")
+    stopped = Stopped(bed, "prepare.result:after")
     (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
     time.sleep(1)
     status, report = stopped.go_on()
