@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.bed import Bed
-from tests.helpers.bundle import BundleMaker
+from tests.helpers.bundle import BundleMaker, counter, numbers
 from tests.helpers.leaks import Snapshot
-from tests.helpers.oci import Oci
+from tests.helpers.oci import Oci, wait_for
+from tests.helpers.served import Network
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,6 +42,22 @@ def oci(tmp_path: Path) -> Iterator[Oci]:
 @pytest.fixture
 def bundles(tmp_path: Path) -> BundleMaker:
     return BundleMaker(tmp_path)
+
+
+@pytest.fixture
+def counting(oci: Oci, bundles: BundleMaker) -> Path:
+    """A container `c` that counts; its bundle."""
+    bundle = bundles(*counter())
+    oci.detached(bundle, "c")
+    wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
+    return bundle
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A network namespace for a container, and one for its clients."""
+    with Network(f"ferry-{os.getpid()}") as n:
+        yield n
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.bundle import assert_gapless, numbers
+
 OURS = str(Path(sys.executable).with_name("runtime"))
 CRIU = str(Path(sys.executable).with_name("criu"))
 
@@ -84,3 +86,10 @@ def wait_for(condition: Any, what: str, timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s} s"
         time.sleep(0.01)
+
+
+def counts_on(count: Path) -> None:
+    """See that a counter goes on, with neither gap nor repetition."""
+    at = len(numbers(count))
+    wait_for(lambda: len(numbers(count)) > at + 3, "counting")
+    assert_gapless(numbers(count))

@@ -17,20 +17,12 @@ import zstandard
 
 from tests.helpers.bundle import BundleMaker, assert_gapless, counter, numbers
 from tests.helpers.memory import Memory
-from tests.helpers.oci import OURS, Oci, wait_for
+from tests.helpers.oci import OURS, Oci, counts_on, wait_for
 from tests.integration.test_podman import COUNT, IMAGE, Podman, _podman, podman
 
 pytestmark = pytest.mark.ferry
 null = subprocess.DEVNULL
 __all__ = ["_podman", "podman"]
-
-
-@pytest.fixture
-def counting(oci: Oci, bundles: BundleMaker) -> Path:
-    bundle = bundles(*counter())
-    oci.detached(bundle, "c")
-    wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
-    return bundle
 
 
 @pytest.fixture
@@ -41,12 +33,6 @@ def archive(oci: Oci, counting: Path, tmp_path: Path) -> Path:
 
 def restore(oci: Oci, file: Path, name: str, *options: str | Path) -> None:
     oci.ok("restore", "--detach", "--import", file, *options, name, stdout=null, stderr=null, cwd=file.parent)
-
-
-def goes_on(count: Path) -> None:
-    at = len(numbers(count))
-    wait_for(lambda: len(numbers(count)) > at + 3, "counting")
-    assert_gapless(numbers(count))
 
 
 def refused(oci: Oci, file: Path, *options: str | Path) -> str:
@@ -89,12 +75,12 @@ def test_it_goes_on_elsewhere(oci: Oci, counting: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "c.tar.zst").stat().st_mode) == 0o600
     shutil.rmtree(counting)
     restore(oci, tmp_path / "c.tar.zst", "elsewhere")
-    goes_on(tmp_path / "elsewhere/rootfs/count")
+    counts_on(tmp_path / "elsewhere/rootfs/count")
     assert not list(Path("/tmp").glob("ferry-im*")), "the images are still there"
     oci.ok("delete", "--force", "elsewhere")
     # And once more, under another name and path.
     restore(oci, tmp_path / "c.tar.zst", "again", "--bundle", tmp_path / "other/place")
-    goes_on(tmp_path / "other/place/rootfs/count")
+    counts_on(tmp_path / "other/place/rootfs/count")
 
 
 def test_files_keep_everything(oci: Oci, counting: Path, tmp_path: Path) -> None:
@@ -130,11 +116,11 @@ def test_it_runs_on(oci: Oci, counting: Path, tmp_path: Path, compression: str) 
     oci.ok("checkpoint", "--leave-running", "--export", file, "--compress", compression, "c")
     magic = {"zstd": b"\x28\xb5\x2f\xfd", "gzip": b"\x1f\x8b", "none": b"spec.dump"}[compression]
     assert file.read_bytes().startswith(magic)
-    goes_on(counting / "rootfs/count")
+    counts_on(counting / "rootfs/count")
     oci.ok("delete", "--force", "c")
     at = len(numbers(counting / "rootfs/count"))
     restore(oci, file, "new")
-    goes_on(tmp_path / "new/rootfs/count")
+    counts_on(tmp_path / "new/rootfs/count")
     assert len(numbers(counting / "rootfs/count")) == at
 
 
@@ -177,7 +163,7 @@ def test_a_bundle_of_overlay_layers(oci: Oci, bundles: BundleMaker, tmp_path: Pa
         assert sorted(json.loads(deleted.read())) == ["etc/deep/old", "gone"]
     restore(oci, tmp_path / "c.tar", "new", "--from", tmp_path / "image.tar")
     new = tmp_path / "new/rootfs"
-    goes_on(new / "count")
+    counts_on(new / "count")
     assert (new / "etc/deep/new").read_text() == "new\n" and (new / "ballast").stat().st_size == 1 << 20
     assert not (new / "gone").exists() and not (new / "etc/deep/old").exists()
     oci.ok("bundle", "delete", bundle)
@@ -231,7 +217,7 @@ def test_an_image_directory_that_is_in_use(oci: Oci, archive: Path, tmp_path: Pa
     assert "is not empty" in refused(oci, archive, "--image-path", tmp_path / "mine")
     assert (tmp_path / "mine/file").read_text() == "mine"
     restore(oci, archive, "new", "--image-path", tmp_path / "images")
-    goes_on(tmp_path / "new/rootfs/count")
+    counts_on(tmp_path / "new/rootfs/count")
     assert (tmp_path / "images/inventory.img").exists(), "images that were asked for by name stay"
 
 
@@ -244,7 +230,7 @@ def test_nothing_changes_under_a_container(oci: Oci, counting: Path, tmp_path: P
     done = oci.run("restore", "--detach", "--import", tmp_path / "c.tar", "--bundle", counting, "d")
     assert done.returncode == 1 and "is container c's" in done.stderr
     assert (counting / "rootfs/mine").read_text() == "new"
-    goes_on(counting / "rootfs/count")
+    counts_on(counting / "rootfs/count")
 
 
 def test_a_pid_file_that_cannot_be_written(oci: Oci, archive: Path, tmp_path: Path) -> None:
@@ -271,7 +257,7 @@ def test_names_never_leave_their_place(oci: Oci, archive: Path, tmp_path: Path) 
         *((tarfile.TarInfo(n), b"x") for n in names),
     )
     restore(oci, hostile, "new")
-    goes_on(tmp_path / "new/rootfs/count")
+    counts_on(tmp_path / "new/rootfs/count")
     assert not Path("/tmp/escaped-from-archive").exists()
     assert not [p for p in (*tmp_path.iterdir(), *Path("/tmp").iterdir()) if p.name == "escaped"]
 
@@ -290,7 +276,7 @@ def test_signatures(oci: Oci, counting: Path, tmp_path: Path) -> None:
 
     assert "somebody changed it" in refused(oci, rewritten(file, forge), "--verify-key", tmp_path / "key.pub")
     restore(oci, file, "new", "--verify-key", tmp_path / "key.pub")
-    goes_on(tmp_path / "new/rootfs/count")
+    counts_on(tmp_path / "new/rootfs/count")
 
 
 def test_a_key_that_is_none(oci: Oci, counting: Path, tmp_path: Path) -> None:
@@ -317,7 +303,7 @@ def test_a_full_disk(oci: Oci, counting: Path, tmp_path: Path, small: Path, imag
     done = oci.run("checkpoint", "--export", small / "c.tar", *options, "c")
     assert done.returncode == 1 and "o space left" in done.stderr, done.stderr
     assert oci.status("c") == "running"
-    goes_on(counting / "rootfs/count")
+    counts_on(counting / "rootfs/count")
     assert list(small.iterdir()) == []
 
 
@@ -333,7 +319,7 @@ def test_podmans_restores_here(podman: Podman, oci: Oci, tmp_path: Path, runtime
     engine.ok("rm", "-f", "c")
     engine.ok("save", "--format", "oci-archive", "--output", tmp_path / "image.tar", IMAGE)
     restore(oci, tmp_path / "c.tar.zst", "new", "--from", tmp_path / "image.tar")
-    goes_on(tmp_path / "new/rootfs/data/count")
+    counts_on(tmp_path / "new/rootfs/data/count")
     assert oci.ok("exec", "new", "sh", "-c", "cat /dev/shm/kept; ls /etc") == "shared\nhostname\nhosts\npasswd\n"
 
 

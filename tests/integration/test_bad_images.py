@@ -13,31 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, numbers
+from tests.helpers.bundle import BundleMaker, Config, counter, numbers
 from tests.helpers.cpu import of_everything
 from tests.helpers.memory import Memory
-from tests.helpers.oci import Oci, wait_for
+from tests.helpers.oci import Oci, counts_on, wait_for
 from tests.helpers.scenario import Parked, Scenario
+from tests.helpers.served import Client, Network, Server
 from tests.integration.test_hold import Hold
-from tests.integration.test_programs import Client, Network, Server, network
 
 pytestmark = pytest.mark.ferry
 null = subprocess.DEVNULL
-__all__ = ["network"]
-
-
-@pytest.fixture
-def counting(oci: Oci, bundles: BundleMaker) -> Path:
-    bundle = bundles(*counter())
-    oci.detached(bundle, "c")
-    wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
-    return bundle
-
-
-def goes_on(count: Path) -> None:
-    at = len(numbers(count))
-    wait_for(lambda: len(numbers(count)) > at + 3, "counting")
-    assert_gapless(numbers(count))
+ECHO = "import socket\ns = socket.create_server(('0.0.0.0', 8000)); c, _ = s.accept()\nwhile d := c.recv(9999): c.sendall(d)"
 
 
 def restored(oci: Oci, bundle: Path, images: Path, *options: str | Path) -> None:
@@ -119,7 +105,7 @@ def test_from_another_cpu(oci: Oci, counting: Path, tmp_path: Path) -> None:
     cpu.write_bytes(of_everything(whole))
     assert "[cpu]" in refused(oci, counting, images)
     restored(oci, counting, images, "--cpu-cap", "none")  # at the program's own risk
-    goes_on(counting / "rootfs/count")
+    counts_on(counting / "rootfs/count")
 
 
 def test_from_another_architecture(oci: Oci, counting: Path, tmp_path: Path) -> None:
@@ -173,7 +159,7 @@ def test_a_mount_that_is_not_there(oci: Oci, bundles: BundleMaker, tmp_path: Pat
     assert f"not on this host: {tmp_path}/data (mounted at /data)" in words
     (tmp_path / "other").rename(tmp_path / "data")
     restored(oci, bundle, tmp_path / "images")
-    goes_on(tmp_path / "data/count")
+    counts_on(tmp_path / "data/count")
 
 
 def test_a_process_number_that_is_taken(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
@@ -199,29 +185,40 @@ def test_without_permission(oci: Oci, counting: Path, tmp_path: Path) -> None:
     assert oci.status("c") == "running"
 
 
+class Held:
+    """A server whose checkpoint is held, its connection in repair mode and locked, and its client."""
+
+    def __init__(self, oci: Oci, bundles: BundleMaker, network: Network, images: Path) -> None:
+        server = Server(oci, bundles, network, ["/usr/bin/python3", "-c", ECHO], None)
+        server.start(8000)
+        self.network, self.client = network, Client.tcp(network, 8000)
+        assert self.client.ask("before") == repr(b"before\n")
+        self.hold = Hold(oci, "checkpoint", "--tcp-established", "--image-path", images)
+        assert self.hold.event() == "ready"
+        self.hold.say("go")
+        assert [self.hold.event(), self.hold.event()] == ["frozen", "held"]
+        assert "CRIU" in network.rules()
+
+    def kill_criu(self) -> None:
+        pid = self.hold.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+
+    def is_answered(self) -> None:
+        assert self.network.rules() == ""
+        assert self.client.ask("after") == repr(b"after\n")
+        self.client.close()
+
+
 def test_criu_is_killed_in_the_middle(oci: Oci, bundles: BundleMaker, network: Network, tmp_path: Path) -> None:
     """It can undo nothing any more: the rules by which it keeps packets out are swept, and the client is answered."""
-    program = (
-        "import socket\ns = socket.create_server(('0.0.0.0', 8000)); c, _ = s.accept()\nwhile d := c.recv(9999): c.sendall(d)"
-    )
-    server = Server(oci, bundles, network, ["/usr/bin/python3", "-c", program], None)
-    server.start(8000)
-    client = Client.tcp(network, 8000)
-    assert client.ask("before") == repr(b"before\n")
-    hold = Hold(oci, "checkpoint", "--tcp-established", "--image-path", tmp_path / "images")
-    assert hold.event() == "ready"
-    hold.say("go")
-    assert [hold.event(), hold.event()] == ["frozen", "held"]
-    assert "CRIU" in network.rules()
-    criu = subprocess.run(["ps", "-o", "pid=", "--ppid", str(hold.process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(criu.stdout.split()[0]), signal.SIGKILL)
-    hold.say("abort")
-    assert hold.event() in ("aborted", "error")
-    hold.close()
-    assert network.rules() == ""
+    held = Held(oci, bundles, network, tmp_path / "images")
+    held.kill_criu()
+    held.hold.say("abort")
+    assert held.hold.event() in ("aborted", "error")
+    held.hold.close()
     assert oci.status("c") == "running"
-    assert client.ask("after") == repr(b"after\n")
-    client.close()
+    held.is_answered()
 
 
 def test_criu_is_killed_while_it_writes_memory(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
@@ -241,23 +238,23 @@ def test_criu_is_killed_while_it_writes_memory(oci: Oci, bundles: BundleMaker, t
 
 def test_verb_and_criu_are_killed_in_the_middle(oci: Oci, bundles: BundleMaker, network: Network, tmp_path: Path) -> None:
     """Nobody is there to undo anything: the container is paused, and `resume` sweeps what was left."""
-    program = (
-        "import socket\ns = socket.create_server(('0.0.0.0', 8000)); c, _ = s.accept()\nwhile d := c.recv(9999): c.sendall(d)"
-    )
-    server = Server(oci, bundles, network, ["/usr/bin/python3", "-c", program], None)
-    server.start(8000)
-    client = Client.tcp(network, 8000)
-    assert client.ask("before") == repr(b"before\n")
-    hold = Hold(oci, "checkpoint", "--tcp-established", "--image-path", tmp_path / "images")
-    assert hold.event() == "ready"
-    hold.say("go")
-    assert [hold.event(), hold.event()] == ["frozen", "held"]
-    criu = subprocess.run(["ps", "-o", "pid=", "--ppid", str(hold.process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(criu.stdout.split()[0]), signal.SIGKILL)
-    hold.process.kill()
-    hold.close()
+    held = Held(oci, bundles, network, tmp_path / "images")
+    held.kill_criu()
+    held.hold.process.kill()
+    held.hold.close()
     assert oci.status("c") == "paused" and "CRIU" in network.rules()
     oci.ok("resume", "c")
-    assert network.rules() == ""
-    assert client.ask("after") == repr(b"after\n")
-    client.close()
+    held.is_answered()
+
+
+def test_locks_of_others_stay(oci: Oci, bundles: BundleMaker, network: Network, tmp_path: Path) -> None:
+    """In a network namespace that is shared, as a pod's, there may be another dump."""
+    inside = ["nsenter", f"--net=/run/netns/{network.server}", "nft"]
+    subprocess.run([*inside, "add", "table", "inet", "CRIU-others"], check=True)
+    held = Held(oci, bundles, network, tmp_path / "images")
+    held.kill_criu()
+    held.hold.say("abort")
+    held.hold.close()
+    assert network.rules().split() == ["table", "inet", "CRIU-others", "{", "}"]
+    subprocess.run([*inside, "delete", "table", "inet", "CRIU-others"], check=True)
+    held.is_answered()

@@ -15,15 +15,6 @@ from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, n
 from tests.helpers.oci import Oci, wait_for
 
 
-@pytest.fixture
-def counting(oci: Oci, bundles: BundleMaker) -> Path:
-    """A container `c` that counts; its bundle."""
-    bundle = bundles(*counter())
-    oci.detached(bundle, "c")
-    wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
-    return bundle
-
-
 def ended(oci: Oci, container: str = "c") -> None:
     """See that a checkpointed container is gone: nothing of it is left to delete."""
     assert "does not exist" in oci.run("state", container).stderr

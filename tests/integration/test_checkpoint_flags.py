@@ -19,11 +19,10 @@ from tests.helpers.bundle import BundleMaker, Config, assert_gapless, counter, n
 from tests.helpers.memory import Memory
 from tests.helpers.oci import CRIU, Oci, wait_for
 from tests.helpers.scenario import Parked, Scenario
-from tests.integration.test_programs import Client, Network, Server, network
+from tests.helpers.served import Client, Network, Server
 
 pytestmark = pytest.mark.ferry
 null = subprocess.DEVNULL
-__all__ = ["network"]
 ECHO = "import socket\ns = socket.create_server(('0.0.0.0', 8000)); c, _ = s.accept()\nwhile d := c.recv(9999): c.sendall(d)"
 
 
