@@ -227,11 +227,11 @@ class _Restore:
         return True
 
     def _before_they_run(self) -> None:
+        # CRIU itself must not be limited, frozen or killed with the container.
+        Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
         if self._controller is not None:
             self._frozen = True
             self._manager.freeze_soon()
-        # CRIU itself must not be limited, frozen or killed with the container.
-        Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
         if self._lazy is not None:
             self._lazy.restored(self._container.state.pid)
         if self._controller is not None:
