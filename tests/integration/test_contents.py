@@ -269,6 +269,11 @@ SCENARIOS = [
         assert os.stat('/t/hard').st_ino == x.st_ino and f.tell() == 4 and os.path.ismount('/t')
         v = os.statvfs('/t'); assert v.f_blocks * v.f_frsize == 1 << 22, (v, x)
     """, change=lambda c: (c["mounts"].append(_mount("/t", "tmpfs", "size=4m", "nosuid")), _capabilities(c, "CAP_CHOWN", "CAP_FOWNER", "CAP_FSETID"))),
+    Scenario("overlay mounts", """
+        assert os.path.ismount('/over') and 'bash' in os.listdir('/over'); f = os.open('/over/bash', os.O_PATH); park()
+        assert os.path.ismount('/over') and os.stat('/over/bash').st_ino == os.fstat(f).st_ino
+    """, change=lambda c: c["mounts"].append(
+        {"destination": "/over", "type": "overlay", "source": "overlay", "options": ["lowerdir=/usr/share:/usr/bin"]})),
     Scenario("POSIX message queues' file system", """
         assert os.path.ismount('/dev/mqueue'); park(); assert os.path.ismount('/dev/mqueue')
     """),
