@@ -50,7 +50,6 @@ def checkpoint(
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
-    os.umask(0o077)  # images hold the memory's secrets, also in a directory that others may enter
     images.make(options.image_path)
     images.make(options.work_path)
     if options.parent_path is not None:
@@ -61,47 +60,58 @@ def checkpoint(
     with container.store.locked(container.id):
         container.refresh()
         require("checkpoint", container.id, container.status())
-        tracks_memory = _tracks_memory(options)
-        if options.page_server is not None and not tracks_memory and (options.pre_dump or options.parent_path is not None):
-            raise UsageError(
-                "--page-server: this kernel does not track dirty pages, and memory that is elsewhere cannot be compared",
-                hint="leave --page-server out, or --pre-dump and --parent-path",
+        with _private_files():
+            tracks_memory = _tracks_memory(options)
+            if options.page_server is not None and not tracks_memory and (options.pre_dump or options.parent_path is not None):
+                raise UsageError(
+                    "--page-server: this kernel does not track dirty pages, and memory that is elsewhere cannot be compared",
+                    hint="leave --page-server out, or --pre-dump and --parent-path",
+                )
+            if options.pre_dump:
+                return _pre_dump(container, options, tracks_memory)
+            _refuse_at_once(container)
+            facts, names = survey.facts(container, options, rebuild_network=controller is not None)
+            if not facts.only_loopback and not facts.has_nft and not facts.has_iptables and options.network_lock is None:
+                raise ContainerError(
+                    "neither nft nor iptables is here to lock the network", hint=f"{REMEDY['network-lock']} [network-lock]"
+                )
+            images.clear(options.image_path)
+            images.save_stdio(options.image_path, names[:3])
+            images.save_notes(
+                options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
             )
-        if options.pre_dump:
-            return _pre_dump(container, options, tracks_memory)
-        _refuse_at_once(container)
-        facts, names = survey.facts(container, options, rebuild_network=controller is not None)
-        if not facts.only_loopback and not facts.has_nft and not facts.has_iptables and options.network_lock is None:
-            raise ContainerError(
-                "neither nft nor iptables is here to lock the network", hint=f"{REMEDY['network-lock']} [network-lock]"
-            )
-        images.clear(options.image_path)
-        images.save_stdio(options.image_path, names[:3])
-        images.save_notes(
-            options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
-        )
-        if not tracks_memory:
-            facts = request.without_parent(facts)
-        dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
-        with _explained(container, options):
-            try:
-                # A CRIU that serves memory would not notice that nobody waits for it any more.
-                with Session(process.die_with_parent if options.lazy_pages else None) as session:
-                    fields = request.dump(configfiles.with_address(options), facts)
-                    places = options.image_path, options.work_path, request.DUMP_LOG
-                    session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
-                    dump.answered()
-                dump.complete()
-            except BaseException as e:
-                dump.let_go(e)
-                raise
-            dump.let_go(None)
-        found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
+            if not tracks_memory:
+                facts = request.without_parent(facts)
+            dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
+            with _explained(container, options):
+                try:
+                    # A CRIU that serves memory would not notice that nobody waits for it any more.
+                    with Session(process.die_with_parent if options.lazy_pages else None) as session:
+                        fields = request.dump(configfiles.with_address(options), facts)
+                        places = options.image_path, options.work_path, request.DUMP_LOG
+                        session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
+                        dump.answered()
+                    dump.complete()
+                except BaseException as e:
+                    dump.let_go(e)
+                    raise
+                dump.let_go(None)
+            found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
         if not options.leave_running:
             _wait_dead(container)
             if controller is None:
                 container.remove()
     return found
+
+
+@contextlib.contextmanager
+def _private_files() -> Iterator[None]:
+    """Make files, CRIU's too, that are their owner's alone: images hold secrets, and their directory may be open to others."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)  # hooks are not to know of it
 
 
 def _refuse_at_once(container: Container) -> None:

@@ -175,8 +175,9 @@ class LazyPages:
             _close_finished(daemon.pid, kept or {})
         if daemon.returncode == 0:
             # The verb, too, must have done with the images, and the container be there for good.
-            if sock.recv(1) == _KEPT:
-                self._drained()
+            with contextlib.suppress(OSError):
+                if sock.recv(1) == _KEPT:
+                    self._drained()
         elif not container_ended:
             with contextlib.suppress(OSError):
                 sock.send(b"failed")

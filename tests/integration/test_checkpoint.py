@@ -68,6 +68,18 @@ def test_leave_running(oci: Oci, counting: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ferry
+def test_images_in_a_directory_that_others_may_enter(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """They are their owner's alone there, too; a hook that runs afterwards makes its files as ever."""
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat >/dev/null; umask >{tmp_path}/umask"]}
+    bundle = bundles(*counter(), change=lambda c: c.update(hooks={"poststop": [hook]}))
+    oci.detached(bundle, "c")
+    (tmp_path / "images").mkdir(mode=0o755)
+    oci.ok("checkpoint", "--image-path", tmp_path / "images", "c")
+    assert not [p for p in (tmp_path / "images").iterdir() if p.stat().st_mode & 0o077]
+    assert int((tmp_path / "umask").read_text(), 8) == 0o022
+
+
+@pytest.mark.ferry
 def test_an_image_directory_that_was_used_before(oci: Oci, counting: Path, tmp_path: Path) -> None:
     """As podman does it. What the first dump left of processes that have ended is none of the second's."""
     images = tmp_path / "images"
