@@ -23,7 +23,7 @@ from runtime.container.container import Container
 from runtime.container.create import timestamp
 from runtime.criu import pagemap
 from runtime.criu.checkpoint import checkpoint
-from runtime.criu.images import wipe
+from runtime.criu.images import require_parent, tracked, wipe
 from runtime.criu.options import CgroupsMode, CheckpointOptions
 from runtime.criu.request import DUMP_LOG
 from runtime.errors import AlreadyExists, KernelError, Unsupported
@@ -48,6 +48,11 @@ def export(
     if archive.image is not None and options.cgroups_mode == CgroupsMode.IGNORE:
         # runc restores a cgroup namespace only of images that know of cgroups.
         options = replace(options, cgroups_mode=CgroupsMode.SOFT)
+    if options.parent_path is not None:
+        require_parent(options.parent_path)
+        if not tracked(options.parent_path):
+            # All memory is written then, and what the parent has would be looked for only to be put back.
+            options = replace(options, parent_path=None)
     with _Export(container, archive) as e:
         if not keep_images:
             options = replace(options, image_path=e.images, work_path=options.work_path if keep_log else e.images)
