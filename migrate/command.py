@@ -71,10 +71,10 @@ def check(container: str, flags: list[str]) -> list[dict[str, str]]:
 class Held:
     """A `runtime checkpoint --hold` or `runtime restore --hold`: the protocol is in runtime/criu/hold.py.
 
-    Raises (constructor): RuntimeFailed.
+    It inherits `inherited` descriptors. Raises (constructor): RuntimeFailed.
     """
 
-    def __init__(self, arguments: list[str], container: str) -> None:
+    def __init__(self, arguments: list[str], container: str, inherited: tuple[int, ...] = ()) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._what = f"runtime {arguments[0]}"
         argv = [*runtime_command(), *arguments, "--hold", "--control-fd", str(theirs.fileno()), container]
@@ -82,7 +82,7 @@ class Held:
             # Its stdio becomes the restored container's: not our streams.
             self._process = subprocess.Popen(
                 argv,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *inherited),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -130,6 +130,10 @@ class Held:
         """Say whether the process is there still; one that is ending gets a moment for it."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
+        return self._process.poll() is None
+
+    def running(self) -> bool:
+        """Say whether the process is there, at this moment."""
         return self._process.poll() is None
 
     def end(self, timeout_s: float = 600.0) -> bool:

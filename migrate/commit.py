@@ -2,79 +2,45 @@
 
     decision on the source's disk --> release the target (downtime ends) --> kill the source
 
-Before the decision every failure is undone. After it the source stays frozen until it is known what the target did.
-When its answer is lost, it is asked again over a new connection. When it runs there, the move goes forward. When it
-is certain that nothing of it is left there, the decision is taken back, and the source runs on. When neither can be
-told, the outcome is IN_DOUBT, and the source stays frozen.
+Before the decision every failure is undone. From the moment in which it is asked for, a failure means to look at both hosts and
+at the source's disk, and to do what migrate/recover.py says: the source stays frozen until it is known what the target did.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from typing import Any
 
-from migrate.errors import ConnectionLost, Locked, MigrateError
+from migrate import faults
+from migrate.phase import Phase
 from migrate.session import Session
 
-_ASK_AGAIN_S = 30.0
+
+class Log:
+    """Appends to the journal on the source. Tests strike around each entry, and nowhere else."""
+
+    def __init__(self, source: Session) -> None:
+        self._source = source
+
+    def append(self, phase: str, mark: str, *, sync: bool = False, **fields: Any) -> None:
+        """Write one entry; with `sync` it is on disk when this returns. Raises: MigrateError."""
+        with faults.around(f"{phase}.{mark}"):
+            self._source.call("journal", phase=phase, mark=mark, sync=sync, fields=fields)
 
 
-class InDoubt(MigrateError):
-    """Decided, but whether the target runs is not known."""
+def commit(source: Session, target: Session, log: Log, on_asked: Callable[[], None], on_released: Callable[[], None]) -> Any:
+    """Decide, release, kill; return CRIU's statistics of the dump.
 
-    code = "in-doubt"
+    `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs.
 
-
-def release_target(target: Session, reopen: Callable[[], Session], migration_id: str, container: str) -> bool:
-    """Let the target run; False when it is certain that it does not, and will not.
-
-    Raises: InDoubt, with the source still frozen.
+    Raises: MigrateError; after `on_asked` what was done is not known.
     """
-    try:
-        target.call("release")
-        return True
-    except ConnectionLost as e:
-        lost: MigrateError = e
-    except MigrateError as e:
-        lost = e
-    target.close()
-    deadline = time.monotonic() + _ASK_AGAIN_S
-    while time.monotonic() < deadline:
-        try:
-            answer = _ask(reopen(), migration_id, container)
-        except MigrateError:
-            answer = None
-        if answer is not None:
-            return answer
-        time.sleep(0.5)
-    raise InDoubt(
-        f"the connection to {target.name} broke after the decision, and whether {container} runs there is not known: {lost}",
-        hint=_hint(container, target.name),
-    )
-
-
-def _ask(again: Session, migration_id: str, container: str) -> bool | None:
-    """Ask over a new connection whether the target runs; None while that is not settled.
-
-    The lock is what settles it: it is the first agent's until that has let go of everything, and without it and
-    without a container there is nothing left on the target that could run.
-    """
-    try:
-        try:
-            again.call("begin", migration_id=migration_id, container=container)
-        except Locked:
-            return None
-        state = again.call("status", container=container)["state"]
-        again.call("leave")
-        if state is None:
-            return False
-        return True if state["status"] == "running" else None
-    finally:
-        again.close()
-
-
-def _hint(container: str, target: str) -> str:
-    return (
-        f"on {target}: runtime state {container}. When it runs there: runtime delete --force {container} here. "
-        f"When it does not: runtime delete --force {container} there, then runtime resume {container} here"
-    )
+    log.append(Phase.COMMIT, "intent")
+    on_asked()
+    source.call("decide")
+    log.append(Phase.COMMIT, "decided")
+    target.call("release")
+    on_released()
+    log.append(Phase.COMMIT, "released", sync=True)
+    source.call("kill")
+    return source.call("killed")["stats"]

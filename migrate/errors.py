@@ -114,6 +114,33 @@ class Locked(MigrateError):
     exit_code = 3
 
 
+class Busy(MigrateError):
+    """The host takes part in as many moves as it may."""
+
+    code = "busy"
+    exit_code = 3
+
+
+class Unfinished(MigrateError):
+    """An earlier move of the container is not over."""
+
+    code = "unfinished"
+    exit_code = 3
+
+
+class UnknownMigration(MigrateError):
+    """No record of a move with that id."""
+
+    code = "unknown-migration"
+    exit_code = 3
+
+
+class Stopped(MigrateError):
+    """`migrate abort` was asked for on the source."""
+
+    code = "stopped"
+
+
 class Refused(MigrateError):
     """Preflight says no; nothing was touched."""
 
@@ -125,12 +152,20 @@ _KINDS: dict[str, type[MigrateError]] = {
     c.__name__: c
     for c in (
         HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, HostUnfit, ConnectionLost,
-        ProtocolError, RuntimeFailed, TransferFailed, Locked, Refused,
+        ProtocolError, RuntimeFailed, TransferFailed, Locked, Busy, Unfinished, UnknownMigration, Stopped, Refused,
     )
 }  # fmt: skip
 
 
-def from_dict(fields: dict[str, Any]) -> MigrateError:
+def from_dict(fields: Any) -> MigrateError:
     """Rebuild an error that an agent sent; an unknown kind becomes a MigrateError."""
+    if not isinstance(fields, dict):
+        return MigrateError("unknown error")
     hint = fields.get("hint")
-    return _KINDS.get(str(fields.get("kind")), MigrateError)(str(fields.get("message", "unknown error")), hint=hint)
+    kind = _KINDS.get(str(fields.get("kind")), MigrateError)
+    return kind(printable(str(fields.get("message", "unknown error"))), hint=None if hint is None else printable(str(hint)))
+
+
+def printable(text: str) -> str:
+    """Return what another host said without what would make a terminal do something."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """One host. Units: bytes; nanoseconds since the epoch."""
+    """One host. Units: bytes; nanoseconds: an agent sends its clock since the epoch, a coordinator keeps how far it is ahead."""
 
     hostname: str
     boot_id: str
@@ -19,6 +19,7 @@ class HostFacts:
     runtime_error: str
     criu_version: str
     criu_error: str
+    criu_features: tuple[str, ...]  # of those that CRIU is asked for: mem_track, lazy_pages, pidfd_store
     cpu: str  # as `runtime cpu dump` writes it
     cpu_error: str  # what it lacks of the source's
     container_exists: bool
@@ -26,8 +27,43 @@ class HostFacts:
     images_free_bytes: int
     bundle_free_bytes: int
     bundle_free_inodes: int
+    images_on: str  # file system that the images would be on
+    memory_free_bytes: int
+    cgroup: str  # v1, v2, hybrid
+    controllers: tuple[str, ...]
+    lsm: tuple[str, ...]  # apparmor, selinux
+    tools: tuple[str, ...]  # of those that a move may need
     missing_bind_sources: tuple[str, ...]
+    missing_filesystems: tuple[str, ...]
+    ports_in_use: tuple[str, ...]  # of those that the container listens on
     clock_ns: int
+
+
+# What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.
+TOOLS = ("ssh", "nft", "iptables-restore", "ip6tables-restore")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a container needs of the host that it is on."""
+
+    bind_sources: tuple[str, ...] = ()
+    filesystems: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()  # "tcp 0100007F:0050", as /proc/net writes them; only of the host's own network
+    controllers: tuple[str, ...] = ()  # of cgroups, on which it has limits
+    lsm: tuple[str, ...] = ()  # security modules that label its processes
+    network_lock: bool = False  # others can talk to it
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Needs:
+        """Read what another host sent; what is missing is not needed. Raises: TypeError, ValueError, AttributeError."""
+        lists = {
+            n: tuple(map(str, document.get(n) or ())) for n in ("bind_sources", "filesystems", "ports", "controllers", "lsm")
+        }
+        return cls(**lists, network_lock=bool(document.get("network_lock")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +76,7 @@ class BundleFacts:
     size_bytes: int
     bind_sources: tuple[str, ...]
     namespace_paths: tuple[str, ...]
+    users: tuple[str, ...]  # processes outside of the container that have its files open: "pid (name)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +87,8 @@ class ContainerFacts:
     memory_bytes: int
     bundle: BundleFacts
     moved_by: str  # id of the move that has it now, or ""
+    unfinished: str  # id of an earlier move of it that is not over, or ""
+    needs: Needs
     findings: tuple[dict[str, str], ...]  # of `runtime checkpoint --check`: code, severity, words, remedy
     sharers: tuple[str, ...]  # other containers that use the same bundle or rootfs
 
@@ -66,7 +105,8 @@ def host_from_json(document: dict[str, Any]) -> HostFacts:
 def container_from_json(document: dict[str, Any]) -> ContainerFacts:
     """Read what a host's agent sent. Raises: KeyError, TypeError for what is no ContainerFacts."""
     bundle = BundleFacts(**_tuples(BundleFacts, document["bundle"]))
-    return ContainerFacts(**_tuples(ContainerFacts, {**document, "bundle": bundle}))
+    needs = Needs.from_json(document["needs"])
+    return ContainerFacts(**_tuples(ContainerFacts, {**document, "bundle": bundle, "needs": needs}))
 
 
 def _tuples(kind: type, document: dict[str, Any]) -> dict[str, Any]:

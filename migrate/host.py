@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from migrate.errors import HostUnreachable
+from migrate.errors import HostUnreachable, ProtocolError
+from migrate.liveness import DEAD_AFTER_S
 
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_.:@%\[\]-]+")
 
@@ -25,22 +27,44 @@ class Host:
     host_key_alias: str | None
     identity_agent: str | None
     proxy_command: str | None
-    names_ciphers: bool
+
+    def address(self, seen_from_here: bool) -> Address:
+        """Return what others connect to: on this host the name, whose configuration is here; elsewhere what it means."""
+        return Address(self.name, 0) if seen_from_here else Address(f"{self.user}@{self.hostname}", self.port)
 
 
-def resolve(name: str) -> Host:
-    """Ask OpenSSH what a host name means.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an `ssh` command leads to. Units: port 0 is what its configuration says."""
+
+    destination: str
+    port: int
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """Read what another host sent. Raises: ProtocolError."""
+        destination, port = document.get("destination"), document.get("port")
+        if not isinstance(destination, str) or not _NAME.fullmatch(destination):
+            raise ProtocolError(f"{destination!r} is no host name")
+        if type(port) is not int or not 0 <= port < 65536:
+            raise ProtocolError(f"{port!r} is no port")
+        return cls(destination, port)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve(name: str, port: int = 0) -> Host:
+    """Ask OpenSSH what a host name means; a port that is given counts more than its configuration.
 
     Raises: HostUnreachable when the name cannot be one, or `ssh` is not installed or refuses its configuration.
     """
     if not _NAME.fullmatch(name):
         raise HostUnreachable(f"{name!r} is no host name")
-    config = _ssh_g(name)
-    default_ciphers = _ssh_g(name, "-F", "none").get("ciphers")
-    return parse(name, config, names_ciphers=config.get("ciphers") != default_ciphers)
+    return parse(name, _ssh_g(name, *(["-p", str(port)] if port else [])))
 
 
-def parse(name: str, config: dict[str, list[str]], names_ciphers: bool) -> Host:
+def parse(name: str, config: dict[str, list[str]]) -> Host:
     """Read the output of `ssh -G`. Pure."""
 
     def one(key: str) -> str | None:
@@ -67,7 +91,6 @@ def parse(name: str, config: dict[str, list[str]], names_ciphers: bool) -> Host:
         host_key_alias=one("hostkeyalias"),
         identity_agent=one("identityagent"),
         proxy_command=proxy,
-        names_ciphers=names_ciphers,
     )
 
 
@@ -94,14 +117,18 @@ def _ssh_g(name: str, *options: str) -> dict[str, list[str]]:
     return config
 
 
-def bulk_command(host: Host, remote_command: str) -> list[str]:
+def bulk_command(address: Address, remote_command: str) -> list[str]:
     """Return the `ssh` command that carries bulk data: OpenSSH is faster than any SSH in Python.
 
-    It asks nothing, accepts no new host key, and finds out within 15 s that the other side is gone. AES-GCM is put
+    It asks nothing, accepts no new host key, and finds out by itself that the other side is gone. AES-GCM is put
     first, which processors have instructions for, unless the user's configuration chose the ciphers.
     """
-    options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=5", "ServerAliveCountMax=3"]
-    options += ["ConnectTimeout=15", "ControlPath=none", "ClearAllForwardings=yes", "Compression=no", "EscapeChar=none"]
-    if not host.names_ciphers:
+    third = max(1, round(DEAD_AFTER_S / 3))
+    options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"ServerAliveInterval={third}", "ServerAliveCountMax=3"]
+    options += [f"ConnectTimeout={max(1, round(DEAD_AFTER_S))}", "ControlPath=none", "ClearAllForwardings=yes"]
+    options += ["Compression=no", "EscapeChar=none"]
+    name = address.destination
+    if _ssh_g(name).get("ciphers") == _ssh_g(name, "-F", "none").get("ciphers"):
         options.append("Ciphers=^aes128-gcm@openssh.com,aes256-gcm@openssh.com")
-    return ["ssh", *(part for option in options for part in ("-o", option)), "-T", host.name, remote_command]
+    port = ["-p", str(address.port)] if address.port else []
+    return ["ssh", *(part for option in options for part in ("-o", option)), *port, "-T", "--", name, remote_command]

@@ -2,10 +2,15 @@
 
 /run/ferry/migrate/ID/        of a move under way, on both hosts: 0700, on tmpfs, gone at its end
     images/                   the checkpoint
-    decision                  on the source, from the moment of the decision
-    owner                     which process holds the move
+    data                      on the source: socket of a data connection that goes through the coordinator
+    waiting, verdict          on the target: it is prepared, its coordinator is gone, and this is what became of it
+    stop                      on the source: `migrate abort` was here
 /run/ferry/migrate/locks/     one file for each container that is being moved
-/var/lib/ferry/migrations/ID/ on the source: the journal and the report, kept
+/run/ferry/migrate/slots/     one file for each move that a host takes part in at a time
+/var/lib/ferry/migrations/ID/ on both hosts, on disk, kept
+    open                      while the move is not known to be over
+    journal decision report.json    on the source
+    target.json released            on the target
 """
 
 from __future__ import annotations
@@ -19,12 +24,13 @@ from migrate.errors import ProtocolError
 RUN = Path(os.environ.get("FERRY_RUN_DIR", "/run/ferry/migrate"))
 HISTORY = Path(os.environ.get("FERRY_HISTORY_DIR", "/var/lib/ferry/migrations"))
 
-_ID = re.compile(r"[0-9a-z-]{8,64}")
+_ID = re.compile(r"[0-9a-z][0-9a-z-]{7,63}")
+_CONTAINER = re.compile(r"[A-Za-z0-9_+.-]{1,255}")
 
 
 def working(migration_id: str) -> Path:
     """Return the directory of a move under way. Raises: ProtocolError for what is no id."""
-    if not _ID.fullmatch(migration_id):
+    if not isinstance(migration_id, str) or not _ID.fullmatch(migration_id):
         raise ProtocolError(f"{migration_id!r} is no migration id")
     return RUN / migration_id
 
@@ -33,14 +39,25 @@ def images(migration_id: str) -> Path:
     return working(migration_id) / "images"
 
 
-def decision(migration_id: str) -> Path:
-    return working(migration_id) / "decision"
-
-
 def lock(container: str) -> Path:
+    """Return a container's lock. Raises: ProtocolError for what is no container id."""
+    if not isinstance(container, str) or not _CONTAINER.fullmatch(container) or container in (".", ".."):
+        raise ProtocolError(f"{container!r} is no container id")
     return RUN / "locks" / container
+
+
+def slot(number: int) -> Path:
+    return RUN / "slots" / str(number)
 
 
 def history(migration_id: str) -> Path:
     working(migration_id)
     return HISTORY / migration_id
+
+
+def decision(migration_id: str) -> Path:
+    return history(migration_id) / "decision"
+
+
+def released(migration_id: str) -> Path:
+    return history(migration_id) / "released"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from migrate.errors import Refused
 from migrate.facts import ContainerFacts, HostFacts
 
 
@@ -37,12 +39,11 @@ _FATAL_ELSEWHERE = {"file-outside"}
 
 
 def examine(container_id: str, source: HostFacts, container: ContainerFacts | None, target: HostFacts) -> list[Finding]:
-    """Return all findings, the failures first."""
+    """Return all findings."""
     findings = [*_hosts(source, target), *_container(container_id, container, target)]
     if container is not None:
-        findings += [*_files(container, target), *_space(container, source, target)]
-    order = [Severity.FAIL, Severity.WARN, Severity.OK]
-    return sorted(findings, key=lambda f: order.index(f.severity))
+        findings += [*_files(container, target), *_place(container, source, target), *_space(container, source, target)]
+    return findings
 
 
 def refusals(findings: list[Finding]) -> list[Finding]:
@@ -51,6 +52,14 @@ def refusals(findings: list[Finding]) -> list[Finding]:
 
 def _fail(code: str, words: str, remedy: str = "") -> Finding:
     return Finding(code, Severity.FAIL, words, remedy)
+
+
+def _ok(code: str, words: str) -> Finding:
+    return Finding(code, Severity.OK, words)
+
+
+def _warn(code: str, words: str, remedy: str = "") -> Finding:
+    return Finding(code, Severity.WARN, words, remedy)
 
 
 def _hosts(source: HostFacts, target: HostFacts) -> list[Finding]:
@@ -64,19 +73,84 @@ def _hosts(source: HostFacts, target: HostFacts) -> list[Finding]:
         elif host.criu_error:
             found.append(_fail(f"{side}-criu", f"{name}: {host.criu_error}", "run scripts/install-criu there"))
         else:
-            found.append(Finding(f"{side}-criu", Severity.OK, f"{name}: CRIU {host.criu_version}"))
+            features = f" with {', '.join(host.criu_features)}" if host.criu_features else ""
+            found.append(_ok(f"{side}-criu", f"{name}: CRIU {host.criu_version}{features}, kernel {host.kernel}"))
+        if host.images_on not in ("tmpfs", "ramfs"):
+            words = f"{name}: the images, which hold the memory's secrets, would be on {host.images_on or 'a disk'} in /run"
+            found.append(_warn(f"{side}-images-on-disk", words, "mount a tmpfs at /run/ferry"))
     if (source.hostname, source.boot_id) == (target.hostname, target.boot_id):
         found.append(_fail("same-host", f"{target.hostname} is the host that the container is on", "name another one"))
+    return [*found, *_alike(source, target), _clocks(source, target)]
+
+
+def _alike(source: HostFacts, target: HostFacts) -> list[Finding]:
+    found = []
     if source.machine != target.machine:
         found.append(_fail("architecture", f"{source.hostname} is {source.machine}, {target.hostname} is {target.machine}"))
-    if target.cpu_error:
+    elif target.cpu_error:
         words = f"the processor of {target.hostname} lacks what {source.hostname}'s has: {target.cpu_error}"
         found.append(_fail("cpu", words, "move it to a host with the same processor, or a newer one"))
-    offset_s = abs(source.clock_ns - target.clock_ns) / 1e9
-    if offset_s > _CLOCK_WARN_S:
-        words = f"the clocks of the hosts differ by {offset_s:.1f} s; the container will see its time of day jump"
-        found.append(Finding("clock-offset", Severity.WARN, words, "synchronise both with NTP"))
+    else:
+        found.append(_ok("cpu", f"both are {source.machine}, and the processor of {target.hostname} has what is needed"))
+    if _version(target.kernel) < _version(source.kernel):
+        words = (
+            f"the kernel of {target.hostname} is older: {target.kernel}, not {source.kernel}; it may lack what the container uses"
+        )
+        found.append(_warn("kernel-older", words))
+    if target.criu_version and _version(target.criu_version) < _version(source.criu_version):
+        words = f"CRIU on {target.hostname} is older: {target.criu_version}; it may not read what {source.criu_version} writes"
+        found.append(_fail("criu-older", words, "run scripts/install-criu there"))
+    if (source.cgroup == "v2") != (target.cgroup == "v2"):
+        words = f"cgroups are {source.cgroup} on {source.hostname} and {target.cgroup} on {target.hostname}"
+        found.append(
+            _warn("cgroup-version", words, "limits are made anew there; a program that looks at its cgroups sees others")
+        )
+    else:
+        found.append(_ok("cgroup-version", f"cgroups are {target.cgroup} on {target.hostname}"))
     return found
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
+
+
+def _clocks(source: HostFacts, target: HostFacts) -> Finding:
+    offset_s = abs(source.clock_ns - target.clock_ns) / 1e9
+    if offset_s <= _CLOCK_WARN_S:
+        return _ok("clock-offset", "the clocks of the hosts agree")
+    words = f"the clocks of the hosts differ by {offset_s:.1f} s; the container will see its time of day jump"
+    return _warn("clock-offset", words, "synchronise both with NTP")
+
+
+def route(source: str, target: str, unreached: str | None) -> list[Finding]:
+    """Return what is to say of the way that the data takes; `unreached` is None where the source was not asked."""
+    if unreached is None:
+        return []
+    if not unreached:
+        return [_ok("data-direct", f"data goes from {source} to {target} directly")]
+    words = f"data goes through this host, since {source} does not reach {target}: {unreached}"
+    return [_warn("data-relayed", words, f"to have it go directly, let `ssh {target}` work on {source} without asking")]
+
+
+# What no word of a user's makes possible.
+_FINAL = {
+    "container-unknown", "container-not-running", "container-paused", "container-moving", "container-exists", "move-unfinished",
+    "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
+    "architecture", "bundle-exists", "rootfs-outside",
+}  # fmt: skip
+
+
+def ignore(findings: list[Finding], codes: tuple[str, ...]) -> list[Finding]:
+    """Make warnings of the failures that the user wants ignored, and sort, failures first. Raises: Refused for what is final."""
+    if final := sorted(_FINAL & set(codes)):
+        raise Refused(f"{', '.join(final)} cannot be ignored: the move would fail")
+    result = [
+        replace(f, severity=Severity.WARN, words=f"{f.words} (ignored)") if f.severity == Severity.FAIL and f.code in codes else f
+        for f in findings
+    ]
+    order = [Severity.FAIL, Severity.WARN, Severity.OK]
+    return sorted(result, key=lambda f: order.index(f.severity))
 
 
 def _container(container_id: str, container: ContainerFacts | None, target: HostFacts) -> list[Finding]:
@@ -85,12 +159,15 @@ def _container(container_id: str, container: ContainerFacts | None, target: Host
         found.append(_fail("container-unknown", f"container does not exist: {container_id}", "see: runtime list"))
     elif container.moved_by:
         found.append(_fail("container-moving", f"container {container_id} is being moved already, by {container.moved_by}"))
+    elif container.unfinished:
+        words = f"an earlier move of {container_id} is not over: {container.unfinished}"
+        found.append(_fail("move-unfinished", words, f"migrate recover {container.unfinished}"))
     elif container.status == "paused":
         found.append(_fail("container-paused", f"container {container_id} is paused", f"runtime resume {container_id}"))
     elif container.status != "running":
         found.append(_fail("container-not-running", f"container {container_id} is {container.status}, not running"))
     else:
-        found.append(Finding("container-running", Severity.OK, f"container {container_id} runs, pid {container.pid}"))
+        found.append(_ok("container-running", f"container {container_id} runs, pid {container.pid}"))
     if container is not None:
         for f in container.findings:
             if f["code"] not in _TOLD_OF_HOSTS:
@@ -120,15 +197,48 @@ def _files(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     if container.sharers:
         words = f"the bundle is used by other containers, too: {', '.join(container.sharers)}"
         found.append(_fail("bundle-shared", words, "give each container a bundle of its own"))
+    if bundle.users:
+        words = (
+            f"{', '.join(bundle.users)} have files of {bundle.path} open: they will not see what the container writes elsewhere"
+        )
+        found.append(_warn("bundle-in-use", words, "end them, or ignore this"))
     for source in target.missing_bind_sources:
         words = f"{target.hostname} has no {source}, which the container has mounted"
         found.append(_fail("bind-source-missing", words, "make it there: what is bind-mounted is not copied"))
     for source in bundle.bind_sources:
         if source not in target.missing_bind_sources:
             words = f"{source} is mounted into the container; it is not copied: the container will see {target.hostname}'s"
-            found.append(Finding("bind-source", Severity.WARN, words))
+            found.append(_warn("bind-source", words))
     for path in bundle.namespace_paths:
         found.append(_fail("namespace-path", f"the container joins the namespace {path}, which is of this host"))
+    return found
+
+
+def _place(container: ContainerFacts, source: HostFacts, target: HostFacts) -> list[Finding]:
+    """What the container needs of the host that it is on, besides space."""
+    found = []
+    needs, name = container.needs, target.hostname
+    missing = sorted(set(needs.controllers) - set(target.controllers) - ({"io"} if "blkio" in target.controllers else set()))
+    if missing:
+        words = f"{name} has no cgroup controller {', '.join(missing)}, on which the container has limits"
+        found.append(_fail("cgroup-controller", words, "turn it on there, or take the limit off: runtime update"))
+    if lsm := sorted(set(needs.lsm) - set(target.lsm)):
+        words = f"the container's processes are labelled by {', '.join(lsm)}, which is not on at {name}"
+        found.append(_fail("lsm", words, "move it to a host with the same security module"))
+    if "ssh" not in source.tools:
+        found.append(_fail("tool-ssh", f"{source.hostname} has no ssh command, which carries the data", "install openssh-client"))
+    if needs.network_lock and not {"nft", "iptables-restore"} & set(target.tools):
+        words = f"{name} has neither nft nor iptables to lock the network of the container while it is restored"
+        found.append(_fail("target-network-lock", words, "install nftables there"))
+    for kind in target.missing_filesystems:
+        found.append(
+            _fail("filesystem", f"{name} has no file system {kind}, which the container has mounted", f"modprobe {kind} there")
+        )
+    for port in target.ports_in_use:
+        kind, _, where = port.partition(" ")
+        number = int(where.rpartition(":")[2], 16)
+        words = f"{kind} port {number}, on which the container listens in the host's network, is taken on {name}"
+        found.append(_fail("port-in-use", words, f"end what has it there: ss -lnp 'sport = {number}'"))
     return found
 
 
@@ -147,6 +257,13 @@ def _space(container: ContainerFacts, source: HostFacts, target: HostFacts) -> l
                 f"the container has {container.memory_bytes // _MIB} MiB of memory"
             )
             found.append(_fail(f"{side}-space-images", words, "enlarge it: mount -o remount,size=... /run"))
+    needed = 2 * container.memory_bytes + _SLACK_BYTES  # the images are memory, too
+    if target.memory_free_bytes < needed:
+        words = (
+            f"{target.hostname} has {target.memory_free_bytes // _MIB} MiB of memory free; "
+            f"{needed // _MIB} MiB are needed, for the container and its images"
+        )
+        found.append(_fail("target-memory", words, "free some memory there"))
     needed = bundle.size_bytes + _SLACK_BYTES
     if target.bundle_free_bytes < needed:
         words = (
@@ -157,4 +274,6 @@ def _space(container: ContainerFacts, source: HostFacts, target: HostFacts) -> l
     if 0 < target.bundle_free_inodes < bundle.entries + 100:
         words = f"{target.hostname} has {target.bundle_free_inodes} inodes free for {bundle.path}, {bundle.entries} are needed"
         found.append(_fail("target-space-inodes", words, "free some files there"))
+    if not found:
+        found.append(_ok("space", f"{target.hostname} has space and memory for it"))
     return found

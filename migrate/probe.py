@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import platform
 import shutil
 import stat
 import time
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, command, places
+from migrate import __version__, command, locks, places, records
 from migrate.errors import MigrateError, RuntimeFailed
-from migrate.facts import BundleFacts, ContainerFacts, HostFacts
+from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
+from migrate.warm import available_bytes
+
+_TOOLS_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+_CONTROLLERS = {
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "hugetlb",
+    "net_cls",
+    "net_prio",
+    "rdma",
+}
+# What /proc/filesystems does not name, or what CRIU makes by itself.
+_NO_FILESYSTEM = {"bind", "rbind", "none", "cgroup", "cgroup2", "proc", "sysfs", "devpts", "mqueue", "tmpfs", "devtmpfs"}
 
 
-def host_facts(bundle: str | None, bind_sources: list[str], container: str | None, cpu: str | None) -> HostFacts:
+def host_facts(bundle: str | None, container: str | None, cpu: str | None, needed: dict[str, Any]) -> HostFacts:
     """Return what is to know of this host, for a container that may come here from one with that processor.
 
-    Raises: MigrateError.
+    Raises: MigrateError; TypeError, ValueError, AttributeError for what is no Needs.
     """
-    criu_version, criu_error, runtime_error, own_cpu, cpu_error = "", "", "", "", ""
+    needs = Needs.from_json(needed)
+    runtime_error, own_cpu, cpu_error = "", "", ""
+    annotations: dict[str, str] = {}
     try:
         annotations = json.loads(command.run("features"))["annotations"]
-        criu_version = annotations.get("org.criu.version", "")
-        criu_error = annotations.get("org.criu.error", "")
-        if not criu_error:
+        if "org.criu.error" not in annotations:
             own_cpu, cpu_error = _cpu(cpu)
     except MigrateError as e:
         runtime_error = str(e)
     exists = None
     if container is not None and not runtime_error:
         exists = command.state(container) is not None
-    missing = [s for s in bind_sources if not os.path.exists(s)]
+    layout, controllers = _cgroups()
     return HostFacts(
         hostname=platform.node(),
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        boot_id=locks.boot_id(),
         machine=platform.machine(),
         kernel=platform.release(),
         version=__version__,
         uid=os.geteuid(),
         runtime_error=runtime_error,
-        criu_version=criu_version,
-        criu_error=criu_error,
+        criu_version=annotations.get("org.criu.version", ""),
+        criu_error=annotations.get("org.criu.error", ""),
+        criu_features=tuple(f for f in annotations.get("org.criu.features", "").split(",") if f),
         cpu=own_cpu,
         cpu_error=cpu_error,
         container_exists=bool(exists),
@@ -52,9 +74,120 @@ def host_facts(bundle: str | None, bind_sources: list[str], container: str | Non
         images_free_bytes=_free(places.RUN),
         bundle_free_bytes=_free(Path(bundle)) if bundle else 0,
         bundle_free_inodes=_free_inodes(Path(bundle)) if bundle else 0,
-        missing_bind_sources=tuple(missing),
+        images_on=_filesystem(_existing(places.RUN)),
+        memory_free_bytes=available_bytes(),
+        cgroup=layout,
+        controllers=controllers,
+        lsm=_lsm(),
+        tools=tuple(t for t in TOOLS if shutil.which(t, path=_TOOLS_PATH)),
+        missing_bind_sources=tuple(s for s in needs.bind_sources if not os.path.exists(s)),
+        missing_filesystems=tuple(f for f in needs.filesystems if f not in _filesystems()),
+        ports_in_use=tuple(p for p in needs.ports if p in _listening()),
         clock_ns=time.time_ns(),
     )
+
+
+def _mounts() -> list[tuple[str, str, str]]:
+    """Return (mount point, file system, its own options) of all mounts, in order."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        left, _, right = line.partition(" - ")
+        fields = right.split(" ")
+        found.append((left.split(" ")[4].replace("\\040", " "), fields[0], fields[-1]))
+    return found
+
+
+def _filesystem(path: Path) -> str:
+    """Return the name of the file system that a path is on: of the last mount over its nearest mount point."""
+    real = os.path.realpath(path)
+    best = ("", "")
+    for point, kind, _ in _mounts():
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best[0]):
+            best = (point, kind)
+    return best[1]
+
+
+def _cgroups() -> tuple[str, tuple[str, ...]]:
+    """Return how cgroups are mounted here, and the controllers that there are."""
+    v1 = {name for _, kind, options in _mounts() if kind == "cgroup" for name in options.split(",")}
+    v2 = [point for point, kind, _ in _mounts() if kind == "cgroup2"]
+    found = v1 & _CONTROLLERS
+    for point in v2:
+        with contextlib.suppress(OSError):
+            found |= set((Path(point) / "cgroup.controllers").read_text().split())
+    layout = ("hybrid" if v2 else "v1") if v1 & _CONTROLLERS else "v2"
+    return layout, tuple(sorted(found))
+
+
+def _lsm() -> tuple[str, ...]:
+    """Return the security modules that are on and label processes."""
+    found = []
+    with contextlib.suppress(OSError):
+        if Path("/sys/module/apparmor/parameters/enabled").read_text().strip() == "Y":
+            found.append("apparmor")
+    if Path("/sys/fs/selinux/enforce").exists():
+        found.append("selinux")
+    return tuple(found)
+
+
+@cache
+def _filesystems() -> frozenset[str]:
+    return frozenset(line.split("\t")[-1] for line in Path("/proc/filesystems").read_text().splitlines())
+
+
+def _sockets(process: str = "self") -> Iterator[tuple[str, str]]:
+    """Yield ("tcp ADDRESS:PORT", inode) of what listens in a process's network namespace, addresses as the kernel writes them."""
+    for name, states in (("tcp", {"0A"}), ("tcp6", {"0A"}), ("udp", {"07"}), ("udp6", {"07"})):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{process}/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] in states:
+                    yield f"{name} {fields[1]}", fields[9]
+
+
+@cache
+def _listening() -> frozenset[str]:
+    return frozenset(port for port, _ in _sockets())
+
+
+def _ports(pids: list[int]) -> tuple[str, ...]:
+    """Return what these processes listen on in this host's own network."""
+    own = os.readlink("/proc/self/ns/net")
+    inodes: set[str] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/net") != own:
+                continue
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    link = os.readlink(f"/proc/{pid}/fd/{fd}")
+                    if link.startswith("socket:["):
+                        inodes.add(link[8:-1])
+    return tuple(sorted(port for port, inode in _sockets() if inode in inodes)) if inodes else ()
+
+
+def _users(bundle: Path, inside: set[int]) -> tuple[str, ...]:
+    """Return the processes that are not in the container and have files of its bundle open, or are in its directories."""
+    prefix = os.path.realpath(bundle) + "/"
+    found = []
+    own_namespace = os.readlink("/proc/self/ns/mnt")
+    for entry in Path("/proc").glob("[0-9]*"):
+        if int(entry.name) in inside:
+            continue
+        with contextlib.suppress(OSError):
+            if os.readlink(entry / "ns/mnt") != own_namespace:
+                continue  # the same path is another file there
+            links = [entry / "cwd", entry / "root", entry / "exe", *(entry / "fd").iterdir()]
+            if any(_leads_below(link, prefix) for link in links):
+                found.append(f"{entry.name} ({(entry / 'comm').read_text().strip()})")
+    return tuple(found[:20])
+
+
+def _leads_below(link: Path, prefix: str) -> bool:
+    try:
+        return (os.readlink(link) + "/").startswith(prefix)
+    except OSError:
+        return False
 
 
 def _cpu(other: str | None) -> tuple[str, str]:
@@ -100,8 +233,10 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         status=document["status"],
         pid=document["pid"],
         memory_bytes=sum(_resident(pid) for pid in pids),
-        bundle=bundle_facts(bundle, Path(document["rootfs"])),
-        moved_by=_lock_holder(container),
+        bundle=bundle_facts(bundle, Path(document["rootfs"]), set(pids)),
+        moved_by=_moved_by(container),
+        unfinished=next((r.migration_id for r in records.unfinished() if r.container == container and r.role == "source"), ""),
+        needs=_needs(_config(bundle), bundle, pids),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
         sharers=tuple(c["id"] for c in list_containers() if c["id"] != container and _overlap(c, document)),
     )
@@ -109,9 +244,8 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
 
 def mounts_below(directory: Path) -> list[str]:
     """Return the mount points strictly below a directory."""
-    points = [line.split(" ")[4].replace("\\040", " ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     prefix = os.path.realpath(directory).rstrip("/") + "/"
-    return sorted(p for p in points if p.startswith(prefix))
+    return sorted(point for point, _, _ in _mounts() if point.startswith(prefix))
 
 
 def _family(init_pid: int) -> list[Path]:
@@ -147,19 +281,10 @@ def shared_mappings(init_pid: int) -> set[tuple[int, int]]:
     return found
 
 
-def _lock_holder(container: str) -> str:
+def _moved_by(container: str) -> str:
     """Return the id of the move that holds a container's lock, "" when none does."""
-    try:
-        fd = os.open(places.lock(container), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return ""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.read(fd, 100).decode(errors="replace").strip() or "another move"
-    finally:
-        os.close(fd)
-    return ""
+    holder = locks.holder(container)
+    return "" if holder is None else str(holder.get("migration") or "another move")
 
 
 def list_containers() -> list[dict[str, Any]]:
@@ -167,12 +292,45 @@ def list_containers() -> list[dict[str, Any]]:
     return json.loads(command.run("list", "--format", "json")) or []
 
 
-def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
-    """Return what is to know of a bundle's files. Raises: MigrateError."""
+def _config(bundle: Path) -> dict[str, Any]:
+    """Return a bundle's configuration. Raises: MigrateError."""
     try:
-        document = json.loads((bundle / "config.json").read_bytes())
+        document: dict[str, Any] = json.loads((bundle / "config.json").read_bytes())
     except (OSError, ValueError) as e:
         raise MigrateError(f"cannot read {bundle / 'config.json'}: {e}") from e
+    return document
+
+
+def _is_bind(mount: dict[str, Any]) -> bool:
+    return mount.get("type") in ("bind", "rbind") or bool({"bind", "rbind"} & set(mount.get("options") or ()))
+
+
+def _needs(config: dict[str, Any], bundle: Path, pids: list[int]) -> Needs:
+    mounts = config.get("mounts") or []
+    linux = config.get("linux") or {}
+    process = config.get("process") or {}
+    resources = linux.get("resources") or {}
+    namespaces = {n["type"] for n in linux.get("namespaces") or ()}
+    kinds = {m.get("type") or "" for m in mounts if not _is_bind(m)} - _NO_FILESYSTEM - {""}
+    limits = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb", "rdma": "rdma"}
+    controllers = {name for key, name in limits.items() if resources.get(key)}
+    if (resources.get("cpu") or {}).keys() & {"cpus", "mems"}:
+        controllers.add("cpuset")
+    labels = {"apparmor": "apparmorProfile", "selinux": "selinuxLabel"}
+    return Needs(
+        bind_sources=tuple(os.path.join(bundle, m["source"]) for m in mounts if _is_bind(m)),
+        filesystems=tuple(sorted(kinds)),
+        ports=_ports(pids) if "network" not in namespaces else (),
+        controllers=tuple(sorted(controllers)),
+        lsm=tuple(name for name, key in labels.items() if process.get(key)),
+        network_lock="network" not in namespaces
+        or any(n.get("path") for n in linux.get("namespaces") or () if n["type"] == "network"),
+    )
+
+
+def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
+    """Return what is to know of a bundle's files, which the processes `inside` use. Raises: MigrateError."""
+    document = _config(bundle)
     entries, size = _measure(rootfs)
     return BundleFacts(
         path=str(bundle),
@@ -181,12 +339,9 @@ def bundle_facts(bundle: Path, rootfs: Path) -> BundleFacts:
         mounts_inside=tuple(m for m in mounts_below(bundle) if m != str(rootfs)),
         entries=entries,
         size_bytes=size,
-        bind_sources=tuple(
-            os.path.join(bundle, m["source"])
-            for m in document.get("mounts") or ()
-            if m.get("type") in ("bind", "rbind") or {"bind", "rbind"} & set(m.get("options") or ())
-        ),
+        bind_sources=tuple(os.path.join(bundle, m["source"]) for m in document.get("mounts") or () if _is_bind(m)),
         namespace_paths=tuple(n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")),
+        users=_users(bundle, inside),
     )
 
 

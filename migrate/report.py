@@ -25,6 +25,9 @@ class Report:
     error: dict[str, Any] | None = None
     undo_errors: list[str] = field(default_factory=list)
     findings: list[dict[str, str]] = field(default_factory=list)
+    settled: bool = True  # nothing is left to do on either host
+    resolution: str = ""  # what was found and done, where the move had to be recovered
+    recovered: dict[str, Any] | None = None  # the error from which a completed move was recovered
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -41,9 +44,12 @@ def human_bytes(count: float) -> str:
 
 def sentence(report: Report) -> str:
     """Say in one line how a move ended."""
+    if report.resolution and report.outcome in (Outcome.COMPLETED, Outcome.ROLLED_BACK):
+        return report.resolution
     if report.outcome == Outcome.COMPLETED:
+        downtime = "unknown" if report.downtime_ms is None else f"{report.downtime_ms:.0f} ms"
         return (
-            f"{report.container} runs on {report.target}: downtime {report.downtime_ms:.0f} ms, "
+            f"{report.container} runs on {report.target}: downtime {downtime}, "
             f"total {report.total_ms / 1000:.2f} s, {human_bytes(report.wire_bytes)} on the wire"
         )
     if report.outcome == Outcome.ROLLED_BACK:
@@ -51,5 +57,6 @@ def sentence(report: Report) -> str:
     if report.outcome == Outcome.REFUSED:
         return f"{report.container} was not moved; nothing was touched"
     if report.outcome == Outcome.IN_DOUBT:
-        return f"it is not known whether {report.container} runs on {report.target}; on {report.source} it stands still"
-    return f"{report.container} runs on both {report.source} and {report.target}"
+        doubt = f"it is not known whether {report.container} runs on {report.target}; on {report.source} it stands still"
+        return f"{doubt}; {report.resolution}"
+    return f"{report.container} runs on both {report.source} and {report.target}; {report.resolution}"

@@ -6,16 +6,17 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
-from migrate.agent import VERBS
+from migrate import host
+from migrate.agent.table import VERBS
 from migrate.errors import ConnectionLost, ProtocolError, from_dict
 from migrate.host import Host
+from migrate.liveness import DEAD_AFTER_S, PING_EVERY_S
 from migrate.transport.local import local_agent
 from migrate.wire import Stream, Wire, greet
 from migrate.wire_pb2 import Call, Frame
-
-_PING_EVERY_S = 5.0
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -38,7 +39,7 @@ class Session:
         self._calls = 0
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        stream.timeout_s = 30
+        stream.timeout_s = 2 * DEAD_AFTER_S
         try:
             greet(self._wire, name, stream.noise)
         except BaseException:
@@ -52,7 +53,7 @@ class Session:
         return self._wire.sent_bytes + self._wire.received_bytes
 
     def _ping(self) -> None:
-        while not self._closing.wait(_PING_EVERY_S):
+        while not self._closing.wait(PING_EVERY_S):
             # Who is busy with a call has heard of us when it ends.
             if self._lock.acquire(blocking=False):
                 try:
@@ -81,14 +82,22 @@ class Session:
                 continue  # of a call that was interrupted
             if kind == "event" and frame.event.id == self._calls:
                 if on_event:
-                    on_event(frame.event.name, json.loads(frame.event.fields))
+                    on_event(frame.event.name, self._object(frame.event.fields))
             elif kind == "reply" and frame.reply.id == self._calls:
-                result: dict[str, Any] = json.loads(frame.reply.result)
-                return result
+                return self._object(frame.reply.result)
             elif kind == "failure" and frame.failure.id == self._calls:
-                raise from_dict(json.loads(frame.failure.error))
+                raise from_dict(self._object(frame.failure.error))
             else:
                 raise ProtocolError(f"{self.name} answered out of turn")
+
+    def _object(self, text: str) -> dict[str, Any]:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise ProtocolError(f"{self.name} sent something that is no JSON") from e
+        if not isinstance(document, dict):
+            raise ProtocolError(f"{self.name} sent something else than an object")
+        return document
 
     def close(self) -> None:
         """End the conversation; the agent lets go of everything that is undecided. Idempotent."""
@@ -97,13 +106,29 @@ class Session:
             self._stream.close()
 
 
-def open_local() -> Session:
-    """Start an agent on this host. Raises: MigrateError."""
-    return Session(local_agent(), "this host")
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A host as this one sees it: itself, or one that is reached over SSH."""
 
+    host: Host | None
 
-def open_remote(host: Host, remote_command: str) -> Session:
-    """Start an agent on another host. Raises: MigrateError."""
-    from migrate.transport.ssh import SshStream
+    @classmethod
+    def named(cls, name: str, port: int = 0) -> Self:
+        """Return what a name means; "-" is this host. Raises: HostUnreachable."""
+        return cls(None if name == "-" else host.resolve(name, port))
 
-    return Session(SshStream(host, f"{remote_command} agent"), host.name)
+    @property
+    def name(self) -> str:
+        return self.host.name if self.host else "this host"
+
+    @property
+    def is_here(self) -> bool:
+        return self.host is None
+
+    def open(self, remote_command: str) -> Session:
+        """Start an agent there. Raises: MigrateError."""
+        if self.host is None:
+            return Session(local_agent(), self.name)
+        from migrate.transport.ssh import SshStream
+
+        return Session(SshStream(self.host, f"{remote_command} agent"), self.host.name)

@@ -14,7 +14,7 @@ from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Item, Manifest
 from migrate.rootfs import GrowingFile, TreeSender, scan
-from migrate.transport.local import ProcessStream
+from migrate.transport.local import FdStream
 from migrate.wire import Wire, greet
 from migrate.wire_pb2 import Call, EndOfTree, Frame
 
@@ -37,10 +37,10 @@ class Shipped:
 
 
 class Shipper:
-    """The source's end of the bulk connection. Raises (constructor): HostUnfit."""
+    """The source's end of the bulk connection, whose stream it closes. Raises (constructor): HostUnfit."""
 
-    def __init__(self, argv: list[str], name: str) -> None:
-        self._stream = ProcessStream(argv, f"the data connection to {name}")
+    def __init__(self, stream: FdStream, name: str) -> None:
+        self._stream = stream
         self._wire = Wire(self._stream)
         self._stream.timeout_s = _ANSWER_TIMEOUT_S
         self._calls = 0

@@ -22,7 +22,7 @@ def bytes_to_warm(wanted: int, available: int) -> int:
 
 def warm(wanted: int) -> int:
     """Touch and free up to `wanted` bytes; return how many. Never fails: without it only the downtime is longer."""
-    size = bytes_to_warm(wanted, _available())
+    size = bytes_to_warm(wanted, available_bytes())
     if size < mmap.PAGESIZE:
         return 0
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
@@ -33,7 +33,8 @@ def warm(wanted: int) -> int:
     return size
 
 
-def _available() -> int:
+def available_bytes() -> int:
+    """Return how much memory programs may still ask for."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

@@ -9,7 +9,8 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from migrate import PROTOCOL, __version__
-from migrate.errors import ConnectionLost, HostUnfit, ProtocolError
+from migrate.errors import ConnectionLost, HostUnfit, ProtocolError, printable
+from migrate.liveness import DEAD_AFTER_S
 from migrate.wire_pb2 import Frame, Hello
 
 MAX_FRAME_BYTES = 4 << 20
@@ -91,14 +92,14 @@ class Wire:
             length -= count
 
 
-def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> str:
-    """Exchange hellos; return the other side's version.
+def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> Hello:
+    """Exchange hellos; return the other side's.
 
     `noise` tells what the other side printed on its stderr, for the error.
 
     Raises: HostUnfit, ConnectionLost.
     """
-    wire.send(Frame(hello=Hello(protocol=PROTOCOL, version=__version__)))
+    wire.send(Frame(hello=Hello(protocol=PROTOCOL, version=__version__, dead_after_ms=int(DEAD_AFTER_S * 1000))))
     try:
         frame = wire.receive()
     except ProtocolError as e:
@@ -107,15 +108,15 @@ def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> str:
             hint="a shell start-up file on that host must print nothing when it is not interactive",
         ) from e
     except ConnectionLost as e:
-        said = noise().strip()
+        said = printable(noise().strip())
         raise HostUnfit(
             f"{who}: no Ferry agent could be started there{': ' + said if said else ''}",
             hint="install Ferry there, with `migrate` on the PATH that sshd gives, or name it with --remote-command",
         ) from e
     if frame.WhichOneof("body") != "hello" or frame.hello.protocol != PROTOCOL:
         raise HostUnfit(
-            f"{who}: Ferry {frame.hello.version or 'of unknown version'} there speaks protocol {frame.hello.protocol}, "
-            f"this one {PROTOCOL}",
+            f"{who}: Ferry {printable(frame.hello.version) or 'of unknown version'} there speaks protocol "
+            f"{frame.hello.protocol}, this one {PROTOCOL}",
             hint="install the same version on both hosts",
         )
-    return str(frame.hello.version)
+    return frame.hello

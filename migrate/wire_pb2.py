@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nwire.proto\x12\rferry.migrate\"\x88\x03\n\x05\x46rame\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.ferry.migrate.HelloH\x00\x12#\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x13.ferry.migrate.CallH\x00\x12%\n\x05reply\x18\x03 \x01(\x0b\x32\x14.ferry.migrate.ReplyH\x00\x12)\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.ferry.migrate.FailureH\x00\x12%\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x14.ferry.migrate.EventH\x00\x12%\n\x05\x65ntry\x18\x06 \x01(\x0b\x32\x14.ferry.migrate.EntryH\x00\x12)\n\x07segment\x18\x07 \x01(\x0b\x32\x16.ferry.migrate.SegmentH\x00\x12/\n\x0b\x65nd_of_file\x18\x08 \x01(\x0b\x32\x18.ferry.migrate.EndOfFileH\x00\x12/\n\x0b\x65nd_of_tree\x18\t \x01(\x0b\x32\x18.ferry.migrate.EndOfTreeH\x00\x42\x06\n\x04\x62ody\"*\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\"3\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"#\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\t\"$\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"1\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x01(\t\"\x88\x02\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0b\n\x03gid\x18\x04 \x01(\r\x12\x10\n\x08mtime_ns\x18\x05 \x01(\x03\x12\x0c\n\x04size\x18\x06 \x01(\x04\x12\x0c\n\x04rdev\x18\x07 \x01(\x04\x12\x13\n\x0blink_target\x18\x08 \x01(\x0c\x12\x14\n\x0chard_link_to\x18\t \x01(\x0c\x12\x30\n\x06xattrs\x18\n \x03(\x0b\x32 .ferry.migrate.Entry.XattrsEntry\x12\x0f\n\x07removed\x18\x0b \x01(\x08\x1a-\n\x0bXattrsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\")\n\x07Segment\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\"\x1b\n\tEndOfFile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x1c\n\tEndOfTree\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nwire.proto\x12\rferry.migrate\"\x88\x03\n\x05\x46rame\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.ferry.migrate.HelloH\x00\x12#\n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x13.ferry.migrate.CallH\x00\x12%\n\x05reply\x18\x03 \x01(\x0b\x32\x14.ferry.migrate.ReplyH\x00\x12)\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x16.ferry.migrate.FailureH\x00\x12%\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x14.ferry.migrate.EventH\x00\x12%\n\x05\x65ntry\x18\x06 \x01(\x0b\x32\x14.ferry.migrate.EntryH\x00\x12)\n\x07segment\x18\x07 \x01(\x0b\x32\x16.ferry.migrate.SegmentH\x00\x12/\n\x0b\x65nd_of_file\x18\x08 \x01(\x0b\x32\x18.ferry.migrate.EndOfFileH\x00\x12/\n\x0b\x65nd_of_tree\x18\t \x01(\x0b\x32\x18.ferry.migrate.EndOfTreeH\x00\x42\x06\n\x04\x62ody\"A\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x15\n\rdead_after_ms\x18\x03 \x01(\r\"3\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\t\"#\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\t\"$\n\x07\x46\x61ilure\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"1\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x66ields\x18\x03 \x01(\t\"\x88\x02\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04mode\x18\x02 \x01(\r\x12\x0b\n\x03uid\x18\x03 \x01(\r\x12\x0b\n\x03gid\x18\x04 \x01(\r\x12\x10\n\x08mtime_ns\x18\x05 \x01(\x03\x12\x0c\n\x04size\x18\x06 \x01(\x04\x12\x0c\n\x04rdev\x18\x07 \x01(\x04\x12\x13\n\x0blink_target\x18\x08 \x01(\x0c\x12\x14\n\x0chard_link_to\x18\t \x01(\x0c\x12\x30\n\x06xattrs\x18\n \x03(\x0b\x32 .ferry.migrate.Entry.XattrsEntry\x12\x0f\n\x07removed\x18\x0b \x01(\x08\x1a-\n\x0bXattrsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\")\n\x07Segment\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\"\x1b\n\tEndOfFile\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"\x1c\n\tEndOfTree\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAME']._serialized_start=30
   _globals['_FRAME']._serialized_end=422
   _globals['_HELLO']._serialized_start=424
-  _globals['_HELLO']._serialized_end=466
-  _globals['_CALL']._serialized_start=468
-  _globals['_CALL']._serialized_end=519
-  _globals['_REPLY']._serialized_start=521
-  _globals['_REPLY']._serialized_end=556
-  _globals['_FAILURE']._serialized_start=558
-  _globals['_FAILURE']._serialized_end=594
-  _globals['_EVENT']._serialized_start=596
-  _globals['_EVENT']._serialized_end=645
-  _globals['_ENTRY']._serialized_start=648
-  _globals['_ENTRY']._serialized_end=912
-  _globals['_ENTRY_XATTRSENTRY']._serialized_start=867
-  _globals['_ENTRY_XATTRSENTRY']._serialized_end=912
-  _globals['_SEGMENT']._serialized_start=914
-  _globals['_SEGMENT']._serialized_end=955
-  _globals['_ENDOFFILE']._serialized_start=957
-  _globals['_ENDOFFILE']._serialized_end=984
-  _globals['_ENDOFTREE']._serialized_start=986
-  _globals['_ENDOFTREE']._serialized_end=1014
+  _globals['_HELLO']._serialized_end=489
+  _globals['_CALL']._serialized_start=491
+  _globals['_CALL']._serialized_end=542
+  _globals['_REPLY']._serialized_start=544
+  _globals['_REPLY']._serialized_end=579
+  _globals['_FAILURE']._serialized_start=581
+  _globals['_FAILURE']._serialized_end=617
+  _globals['_EVENT']._serialized_start=619
+  _globals['_EVENT']._serialized_end=668
+  _globals['_ENTRY']._serialized_start=671
+  _globals['_ENTRY']._serialized_end=935
+  _globals['_ENTRY_XATTRSENTRY']._serialized_start=890
+  _globals['_ENTRY_XATTRSENTRY']._serialized_end=935
+  _globals['_SEGMENT']._serialized_start=937
+  _globals['_SEGMENT']._serialized_end=978
+  _globals['_ENDOFFILE']._serialized_start=980
+  _globals['_ENDOFFILE']._serialized_end=1007
+  _globals['_ENDOFTREE']._serialized_start=1009
+  _globals['_ENDOFTREE']._serialized_end=1037
 # @@protoc_insertion_point(module_scope)

@@ -29,12 +29,14 @@ class Frame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., entry: _Optional[_Union[Entry, _Mapping]] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., end_of_file: _Optional[_Union[EndOfFile, _Mapping]] = ..., end_of_tree: _Optional[_Union[EndOfTree, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "version")
+    __slots__ = ("protocol", "version", "dead_after_ms")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEAD_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    dead_after_ms: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., dead_after_ms: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
     __slots__ = ("id", "verb", "arguments")

@@ -8,9 +8,9 @@ import sys
 def main() -> None:
     """Run the command line; the exit status is the outcome's, see docs/move.md."""
     if sys.argv[1:2] == ["agent"]:
-        from migrate.agent import main as agent
+        from migrate.agent.server import main as agent
 
-        agent()
+        agent(sys.argv[2:])
         return
     from migrate.cli.main import run
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from migrate.cli.options import move_options
+from migrate.cli.options import from_option, move_options
 from migrate.coordinator import Survey
 from migrate.errors import EXIT_CODES, Outcome
 from migrate.plan import Request
@@ -16,10 +16,11 @@ from migrate.preflight import refusals
 
 @click.command(help="Say whether a container can be moved to a host; touch nothing.")
 @move_options
+@from_option
 @click.argument("container")
 @click.argument("host")
-def command(container: str, host: str, as_json: bool, **options: Any) -> int:
-    survey = Survey(Request(container, host, **options))
+def command(container: str, host: str, source: str, as_json: bool, **options: Any) -> int:
+    survey = Survey(Request(container, source, host, **options))
     survey.close()
     if as_json:
         click.echo(json.dumps({"findings": [f.as_dict() for f in survey.findings]}))

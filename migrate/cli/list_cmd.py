@@ -6,21 +6,20 @@ import json
 
 import click
 
-from migrate import host as hosts
-from migrate.cli.options import remote_option
+from migrate.cli.options import json_option, remote_option
 from migrate.errors import MigrateError
-from migrate.session import open_local, open_remote
+from migrate.session import Place
 
 
 @click.command(help="List the containers of hosts; without a host, of this one.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @remote_option
 @click.argument("host", nargs=-1)
 def command(host: tuple[str, ...], as_json: bool, remote_command: str) -> int:
     rows, failures = [], {}
     for name in host or ("-",):
         try:
-            session = open_local() if name == "-" else open_remote(hosts.resolve(name), remote_command)
+            session = Place.named(name).open(remote_command)
             try:
                 containers = session.call("list")["containers"]
             finally:

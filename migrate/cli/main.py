@@ -12,7 +12,9 @@ import click
 from migrate import __version__
 from migrate.errors import MigrateError
 
-VERBS = ("check", "list", "move")
+VERBS = ("abort", "check", "history", "list", "move", "pull", "recover", "status")
+# Those that are about unfinished moves, and need not be told of them.
+_TELL_NOT = {"abort", "history", "recover", "status"}
 
 
 class LazyGroup(click.Group):
@@ -39,6 +41,8 @@ def cli() -> None:
 
 def run(argv: list[str]) -> int:
     """Run one verb; return the exit status."""
+    if argv and argv[0] in VERBS and argv[0] not in _TELL_NOT and "--json" not in argv:
+        _tell_unfinished()
     try:
         result: Any = cli.main(argv, prog_name="migrate", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -54,3 +58,17 @@ def run(argv: list[str]) -> int:
             print(json.dumps({"error": e.as_dict()}))
         print(f"migrate: {e}", file=sys.stderr)
         return e.exit_code
+
+
+def _tell_unfinished() -> None:
+    """Say which moves were left behind on this host: nobody else will."""
+    from migrate import locks, records
+
+    for r in records.unfinished():
+        released = r.role == "target" and records.was_released(r.migration_id)
+        if not released and (not r.container or locks.holder(r.container) is None):
+            print(
+                f"migrate: the move {r.migration_id} of {r.container or 'a container'} from {r.source} to {r.target} is not over"
+                f" (migrate recover {r.migration_id})",
+                file=sys.stderr,
+            )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from migrate.cli.options import move_options
+from migrate.cli.options import from_option, move_options
 from migrate.cli.progress import Progress
 from migrate.coordinator import Survey, move
 from migrate.errors import EXIT_CODES, Outcome, from_dict
@@ -16,14 +16,19 @@ from migrate.plan import Plan, Request
 from migrate.report import human_bytes, sentence
 
 
-@click.command(help="Move a running container to another host.")
+@click.command(help="Move a running container to another host; with --from, from another host, too.")
 @move_options
+@from_option
 @click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
-@click.option("--keep-source", is_flag=True, help="Keep the container's files on this host.")
+@click.option("--keep-source", is_flag=True, help="Keep the container's files on the host that it leaves.")
 @click.argument("container")
 @click.argument("host")
-def command(container: str, host: str, dry_run: bool, as_json: bool, **options: Any) -> int:
-    request = Request(container, host, **options)
+def command(container: str, host: str, source: str, dry_run: bool, as_json: bool, **options: Any) -> int:
+    return run(Request(container, source, host, **options), dry_run, as_json)
+
+
+def run(request: Request, dry_run: bool, as_json: bool) -> int:
+    """Move, or say what would be done; return the exit status."""
     if dry_run:
         survey = Survey(request)
         try:

@@ -20,6 +20,21 @@ def remote_option(f: F) -> F:
     )(f)
 
 
+def json_option(f: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(f)
+
+
+def from_option(f: F) -> F:
+    """Add which host is meant, where it is not this one."""
+    return click.option(
+        "--from",
+        "source",
+        metavar="HOST",
+        default="-",
+        help="The host that the container is on, or came from (default: this one).",
+    )(f)
+
+
 def move_options(f: F) -> F:
     """Add what `move` and `check` have in common."""
     for option in (
@@ -29,7 +44,9 @@ def move_options(f: F) -> F:
         click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
         click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
         click.option("--file-locks", is_flag=True, help="Allow file locks."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option(
+            "--ignore", metavar="CODE", multiple=True, help="Go on in spite of this finding of the preflight. May be repeated."
+        ),
     ):
         f = option(f)
-    return remote_option(f)
+    return json_option(remote_option(f))

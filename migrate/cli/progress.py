@@ -19,7 +19,9 @@ class Progress:
     def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None:
         if self._quiet:
             return
-        if event == "begin" and self._terminal:
+        if event == "note":
+            self._rewrite(f"{phase:10} {fields['words']}", last=True)
+        elif event == "begin" and self._terminal:
             self._rewrite(f"{phase:10} {WORDS[phase].doing} ...")
         elif event == "progress" and self._terminal:
             sent, total, rate = (fields[k] for k in ("sent_bytes", "total_bytes", "rate"))

@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 from migrate.errors import ConnectionLost
 
@@ -17,15 +18,23 @@ _LET_GO_S = 660.0
 
 
 class FdStream:
-    """A stream over two file descriptors. Units: `timeout_s` bounds each wait for bytes; None waits for ever."""
+    """A stream over two file descriptors.
+
+    Units: `timeout_s` bounds each wait for bytes; None waits for ever. Then `patient`, if there is one, says whether to go on.
+    """
 
     def __init__(self, read_fd: int, write_fd: int, name: str) -> None:
         self._read_fd, self._write_fd, self._name = read_fd, write_fd, name
         self.timeout_s: float | None = None
+        self.patient: Callable[[], bool] | None = None
         self._poll = select.poll()
         self._poll.register(read_fd, select.POLLIN)
         for fd in (read_fd, write_fd):
             _enlarge(fd)
+
+    @property
+    def fds(self) -> tuple[int, int]:
+        return self._read_fd, self._write_fd
 
     def read_into(self, buffer: memoryview) -> None:
         while buffer:
@@ -33,7 +42,9 @@ class FdStream:
 
     def read_some(self, buffer: memoryview) -> int:
         """Read what is there, waiting for at least one byte. Raises: ConnectionLost at the end, and when time is over."""
-        if self.timeout_s is not None and not self._poll.poll(self.timeout_s * 1000):
+        while self.timeout_s is not None and not self._poll.poll(self.timeout_s * 1000):
+            if self.patient is not None and self.patient():
+                continue
             raise ConnectionLost(f"{self._name} did not answer in {self.timeout_s:.0f} s")
         try:
             count = os.readv(self._read_fd, [buffer])
@@ -42,6 +53,10 @@ class FdStream:
         if count == 0:
             raise ConnectionLost(f"connection to {self._name} is lost: it was closed there")
         return count
+
+    def noise(self) -> str:
+        """Return what the other side said beside the stream, for an error."""
+        return ""
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -55,6 +70,10 @@ class FdStream:
         for fd in {self._read_fd, self._write_fd}:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+    def forsake(self) -> None:
+        """Close our descriptors, and leave the stream to whoever else has them."""
+        FdStream.close(self)
 
 
 class ProcessStream(FdStream):
@@ -85,6 +104,10 @@ class ProcessStream(FdStream):
             self.process.wait(timeout=2)
         self._stderr.seek(0)
         return self._stderr.read(4000).decode(errors="replace")
+
+    def forsake(self) -> None:
+        """Close our ends of the pipes, and leave the process to whoever else has them."""
+        super().close()
 
     def close(self) -> None:
         """Close the pipes, and see the process end: an agent lets go of everything at EOF."""

@@ -11,9 +11,10 @@ import paramiko
 
 from migrate.errors import AuthenticationFailed, ConnectionLost, HostKeyChanged, HostKeyUnknown, HostUnreachable
 from migrate.host import Host
+from migrate.liveness import DEAD_AFTER_S, PING_EVERY_S
 
-_CONNECT_TIMEOUT_S = 15
-_DEAD_AFTER_MS = 15_000
+_CONNECT_TIMEOUT_S = DEAD_AFTER_S
+_DEAD_AFTER_MS = int(DEAD_AFTER_S * 1000)
 
 
 class _Refuse(paramiko.MissingHostKeyPolicy):
@@ -47,7 +48,7 @@ class SshStream:
             self._connect(sock)
             transport = self._client.get_transport()
             assert transport is not None
-            transport.set_keepalive(5)
+            transport.set_keepalive(max(1, int(PING_EVERY_S)))
             self._channel = transport.open_session(window_size=4 << 20, timeout=_CONNECT_TIMEOUT_S)
             self._channel.exec_command(command)
         except (paramiko.SSHException, OSError, EOFError) as e:
@@ -68,7 +69,7 @@ class SshStream:
                 f"{host.name}: cannot connect to {host.hostname} port {host.port}: {e.strerror or e}",
                 hint="does `ssh` reach it?",
             ) from e
-        # With a keepalive under way every 5 s, a dead network is an error within this time, not after the kernel's hours.
+        # With a keepalive under way, a dead network is an error within this time, not after the kernel's hours.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_AFTER_MS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock

@@ -42,7 +42,10 @@ def examine() -> dict[str, str]:
     if check.returncode:
         lines = [line for line in check.stderr.splitlines() if "Error" in line and "rlimit" not in line]
         return {**found, "org.criu.error": f"criu check fails: {lines[-1] if lines else 'no reason given'}"}
-    return found
+    try:
+        return {**found, "org.criu.features": ",".join(sorted(n for n, there in session.check_features().items() if there))}
+    except CriuError:
+        return found
 
 
 @cache

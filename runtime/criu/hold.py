@@ -9,9 +9,9 @@
      | {"event": "resumed"} ---------------->|  (restore only) the container runs
      | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
 
-EOF instead of a word: the controller is gone, and that is abort. But while the decision file says commit, a checkpoint
-neither kills nor thaws: it leaves the container frozen, since whether the other side runs is not known here, and two
-copies are worse than a stopped one.
+EOF instead of a word: the controller is gone, and that is abort. But while the decision file says commit, or what was
+damaged, a checkpoint neither kills nor thaws: it leaves the container frozen, since whether the other side runs is not known
+here, and two copies are worse than a stopped one. No file, an empty one, `undecided` and `revoked` are no decision.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ContainerError
+
+_NO_DECISION = (b"", b"undecided", b"revoked")
 
 
 class Decision(StrEnum):
@@ -81,6 +83,8 @@ class Controller:
         if self._decision_file is None:
             return False
         try:
-            return self._decision_file.read_text().strip() == "commit"
-        except OSError:
+            return self._decision_file.read_bytes().strip() not in _NO_DECISION
+        except FileNotFoundError:
             return False
+        except OSError:
+            return True

@@ -286,10 +286,13 @@ def test_the_journal_tells_the_move(counting: Bed) -> None:
     directory = counting.path("host1", f"/var/lib/ferry/migrations/{report['migration_id']}")
     from migrate.journal import read
 
-    entries = [(e["phase"], e["mark"]) for e in read(directory / "journal")]
+    found, damaged = read(directory / "journal")
+    entries = [(e["phase"], e["mark"]) for e in found]
+    assert damaged == 0
     phases = ["prepare", "precopy", "freeze", "ship", "restore"]
     expected = [("plan", "made"), *[(p, m) for p in phases for m in ("intent", "result")]]
-    expected += [("commit", "intent"), ("commit", "released"), ("commit", "result"), ("finish", "intent"), ("finish", "result")]
+    expected += [("commit", m) for m in ("intent", "decided", "released", "result")]
+    expected += [("finish", "intent"), ("finish", "result"), ("move", "ended")]
     assert entries == expected
     assert json.loads((directory / "report.json").read_text())["outcome"] == "COMPLETED"
 

@@ -19,15 +19,27 @@ class Bed:
     def _bed(self, *args: str) -> list[str]:
         return [str(ROOT / "scripts/bed"), self.name, *args]
 
-    def up(self) -> None:
+    def up(self, *options: str) -> None:
         try:
-            subprocess.run(self._bed("up"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+            subprocess.run(self._bed("up", *options), stdin=subprocess.DEVNULL, check=True, timeout=60)
         except BaseException:
             self.down()
             raise
 
     def down(self) -> None:
         subprocess.run(self._bed("down"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+    def crash(self, host: str) -> None:
+        """Pull the plug of a host, and boot it again."""
+        subprocess.run(self._bed("crash", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+    def cut(self, host: str) -> None:
+        """Drop every packet from and to a host."""
+        subprocess.run(self._bed("cut", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
+    def mend(self, host: str) -> None:
+        """Carry the packets of a host again. Idempotent."""
+        subprocess.run(self._bed("mend", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
 
     def argv(self, host: str, *args: str) -> list[str]:
         return self._bed("exec", host, *args)

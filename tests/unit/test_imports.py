@@ -43,14 +43,15 @@ RUNTIME = {
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (
     {"errors"},
-    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest"},
-    {"wire", "report", "host", "preflight", "journal"},
-    {"plan", "transport", "rootfs", "command"},
+    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest", "liveness", "durable"},
+    {"wire", "report", "host", "preflight", "journal", "recover"},
+    {"plan", "transport", "rootfs", "command", "locks", "records"},
     {"ship", "probe"},
     {"agent"},
     {"session"},
-    {"commit", "steps"},
-    {"coordinator"},
+    {"commit", "relay"},
+    {"steps", "resolve"},
+    {"coordinator", "recovery"},
     {"cli"},
 )
 ONLY_IN = {
@@ -61,7 +62,7 @@ ONLY_IN = {
 }
 PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
 PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")] + ["runtime/archive/layout.py"]
-PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts")]
+PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts", "recover")]
 
 
 def modules() -> list[Path]:

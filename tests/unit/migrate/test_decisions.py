@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate import host, journal, manifest, preflight, warm
-from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, MigrateError, Outcome, ProtocolError, TransferFailed, from_dict
-from migrate.facts import BundleFacts, ContainerFacts, HostFacts, container_from_json, host_from_json, to_json
+from migrate import host, manifest, preflight, warm
+from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
+from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
 from migrate.manifest import Item
-from migrate.plan import Request, make
+from migrate.plan import Request, Route, make
 from migrate.report import Report, human_bytes, sentence
 from migrate.rootfs import TreeReceiver, TreeSender, scan
 from migrate.transport.local import FdStream
@@ -27,14 +27,15 @@ from migrate.wire_pb2 import EndOfFile, EndOfTree, Entry, Frame, Segment
 def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
     fields: dict[str, Any] = {
         "hostname": name, "boot_id": "b", "machine": "x86_64", "kernel": "6.1", "version": "1", "uid": 0, "runtime_error": "",
-        "criu_version": "4.2.1", "criu_error": "", "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
+        "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
+        "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
 
 
 def container_facts(**changes: Any) -> ContainerFacts:
-    bundle = BundleFacts("/b", "/b/rootfs", False, (), 10, 1 << 20, (), ())
+    bundle = BundleFacts("/b", "/b/rootfs", False, (), 10, 1 << 20, (), (), ())
     for name in list(changes):
         if hasattr(bundle, name):
             bundle = BundleFacts(**{**_dict(bundle), name: changes.pop(name)})
@@ -44,6 +45,8 @@ def container_facts(**changes: Any) -> ContainerFacts:
         "pid": 5,
         "memory_bytes": 1 << 20,
         "moved_by": "",
+        "unfinished": "",
+        "needs": Needs(bind_sources=("/x",), ports=("tcp 00000000:0050",)),
         "sharers": (),
         "findings": (),
     }
@@ -74,6 +77,15 @@ def test_a_good_move_has_no_refusals() -> None:
         ("container-paused", {}, {"status": "paused"}, {}),
         ("container-not-running", {}, {"status": "created"}, {}),
         ("container-moving", {}, {"moved_by": "m"}, {}),
+        ("move-unfinished", {}, {"unfinished": "m"}, {}),
+        ("criu-older", {}, {}, {"criu_version": "4.1.1"}),
+        ("cgroup-controller", {}, {"needs": Needs(controllers=("memory",))}, {"controllers": ("pids",)}),
+        ("lsm", {}, {"needs": Needs(lsm=("apparmor",))}, {"lsm": ("selinux",)}),
+        ("tool-ssh", {"tools": ("nft",)}, {}, {}),
+        ("target-network-lock", {}, {"needs": Needs(network_lock=True)}, {"tools": ("ssh",)}),
+        ("filesystem", {}, {}, {"missing_filesystems": ("zfs",)}),
+        ("port-in-use", {}, {}, {"ports_in_use": ("tcp 00000000:0050",)}),
+        ("target-memory", {}, {}, {"memory_free_bytes": 1}),
         ("container-exists", {}, {}, {"container_exists": True}),
         ("bundle-exists", {}, {}, {"bundle_exists": True}),
         ("bundle-shared", {}, {"sharers": ("d",)}, {}),
@@ -100,9 +112,36 @@ def test_each_refusal(code: str, source: Any, container: Any, target: Any) -> No
     assert [f.code for f in preflight.refusals(findings)] == [code]
 
 
-def test_a_clock_that_differs_is_a_warning() -> None:
-    findings = preflight.examine("c", host_facts(), container_facts(), host_facts("host2", clock_ns=5_000_000_000))
-    assert [f.code for f in findings if f.severity == "warn"] == ["clock-offset"]
+@pytest.mark.parametrize(
+    ("code", "source", "container", "target"),
+    [
+        ("clock-offset", {}, {}, {"clock_ns": 5_000_000_000}),
+        ("source-images-on-disk", {"images_on": "ext4"}, {}, {}),
+        ("target-images-on-disk", {}, {}, {"images_on": "xfs"}),
+        ("kernel-older", {"kernel": "6.12.3"}, {}, {"kernel": "6.1.100"}),
+        ("cgroup-version", {}, {}, {"cgroup": "hybrid"}),
+        ("bind-source", {}, {"bind_sources": ("/s",)}, {}),
+        ("bundle-in-use", {}, {"users": ("12 (tail)",)}, {}),
+    ],
+)
+def test_each_warning(code: str, source: Any, container: Any, target: Any) -> None:
+    findings = preflight.examine("c", host_facts(**source), container_facts(**container), host_facts("host2", **target))
+    assert [f.code for f in findings if f.severity == "warn"] == [code]
+    assert preflight.refusals(findings) == []
+
+
+def test_what_the_user_wants_ignored() -> None:
+    findings = preflight.examine("c", host_facts(), container_facts(), host_facts("host2", cpu_error="x"))
+    ignored = preflight.ignore(findings, ("cpu",))
+    assert preflight.refusals(ignored) == [] and ignored[0].code == "cpu" and "ignored" in ignored[0].words
+    with pytest.raises(Refused, match="container-exists cannot be ignored"):
+        preflight.ignore(findings, ("cpu", "container-exists"))
+
+
+def test_the_way_of_the_data() -> None:
+    assert preflight.route("a", "b", None) == []
+    assert [f.code for f in preflight.route("a", "b", "")] == ["data-direct"]
+    assert [f.code for f in preflight.route("a", "b", "no route")] == ["data-relayed"]
 
 
 def test_facts_survive_json() -> None:
@@ -113,7 +152,9 @@ def test_facts_survive_json() -> None:
 
 
 def test_plan_and_outcomes() -> None:
-    decided = make(Request("c", "h", tcp_established=True), "id", host_facts(), container_facts(), host_facts("host2"))
+    route = Route("host1", {"destination": "host1", "port": 0}, {"destination": "h", "port": 0}, True)
+    request = Request("c", "-", "h", tcp_established=True)
+    decided = make(request, "id", host_facts(), container_facts(), host_facts("host2"), route)
     assert decided.criu_flags == ("--tcp-established",)
     assert len(set(EXIT_CODES.values())) == len(Outcome)
     for outcome in Outcome:
@@ -168,27 +209,30 @@ def test_ssh_g() -> None:
         "identityfile": ["~/.ssh/a", "~/.ssh/b"],
     }
     config["userknownhostsfile"] = ["/a /b"]
-    found = host.parse("h", config, names_ciphers=False)
+    found = host.parse("h", config)
     assert found.proxy_command == "ssh -J j1 -o BatchMode=yes -W [h.example]:2222 j2"
     assert found.known_hosts == ("/a", "/b") and found.identity_files == ("~/.ssh/a", "~/.ssh/b")
-    command = host.bulk_command(found, "migrate agent")
-    assert command[0] == "ssh" and command[-2:] == ["h", "migrate agent"] and "StrictHostKeyChecking=yes" in command
-    assert any("aes128-gcm" in c for c in command)
-    assert not any("aes128-gcm" in c for c in host.bulk_command(host.parse("h", config, names_ciphers=True), "x"))
+    assert found.address(seen_from_here=True).as_dict() == {"destination": "h", "port": 0}
+    assert found.address(seen_from_here=False).as_dict() == {"destination": "u@h.example", "port": 2222}
+    command = host.bulk_command(found.address(seen_from_here=False), "migrate agent")
+    assert command[0] == "ssh" and command[-2:] == ["u@h.example", "migrate agent"] and "StrictHostKeyChecking=yes" in command
+    assert command[command.index("-p") + 1] == "2222" and any("aes128-gcm" in c for c in command)
 
 
-def test_journal(tmp_path: Path) -> None:
-    j = journal.Journal(tmp_path / "m")
-    j.append("freeze", "intent", durable=True)
-    j.append("freeze", "result", x=1)
-    j.close()
-    path = tmp_path / "m/journal"
-    assert [(e["seq"], e["phase"], e["mark"]) for e in journal.read(path)] == [(0, "freeze", "intent"), (1, "freeze", "result")]
-    text = path.read_text()
-    path.write_text(text[:-10])
-    assert len(journal.read(path)) == 1, "a line that was cut short does not count"
-    with pytest.raises(MigrateError):
-        journal.Journal(tmp_path / "m")
+@pytest.mark.parametrize(
+    "address",
+    [
+        {},
+        {"destination": "-oProxyCommand=x", "port": 0},
+        {"destination": "h; reboot", "port": 0},
+        {"destination": "h", "port": "22"},
+        {"destination": "h", "port": 70000},
+        {"destination": 5, "port": 0},
+    ],
+)
+def test_an_address_that_is_none(address: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        host.Address.from_json(address)
 
 
 @given(st.integers(0, 1 << 50), st.integers(0, 1 << 40))

@@ -1,0 +1,3 @@
+from migrate.agent.server import main
+
+main()

@@ -1,0 +1,86 @@
+"""The second agent of a host in a move: it carries bulk data for the first one, and ends with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+from pathlib import Path
+from typing import Any
+
+from migrate import places
+from migrate.agent.side import Side
+from migrate.errors import ProtocolError
+from migrate.rootfs import TreeReceiver
+from migrate.transport.local import FdStream
+
+ALLOWED = "receives"
+_LOOK_S = 1.0
+_PIECE_BYTES = 1 << 18
+
+
+class BulkSide(Side):
+    _receives_into: tuple[str, ...] = ()
+    _relays: FdStream | None = None
+
+    def attach(self, migration_id: str) -> None:
+        """Make this agent the bulk end of a move that another agent of this host has prepared."""
+        try:
+            allowed = json.loads((places.working(migration_id) / ALLOWED).read_text())
+        except OSError as e:
+            raise ProtocolError(f"no move {migration_id} was prepared here") from e
+        self._receives_into = tuple(allowed)
+        self._live_with(migration_id)
+
+    def _live_with(self, migration_id: str) -> None:
+        """Wait for bytes as long as the move is there: the other side may scan, dump or wait for long without a word."""
+        stream, working = self.wire.stream, places.working(migration_id)
+        if isinstance(stream, FdStream):
+            stream.timeout_s = _LOOK_S
+            stream.patient = working.exists
+
+    def receive_tree(self, root: str) -> dict[str, Any]:
+        """Take a tree into one of the directories that were prepared for it."""
+        if root not in self._receives_into:
+            raise ProtocolError(f"{root} was not prepared for this move")
+        receiver = TreeReceiver(Path(root))
+        try:
+            receiver.receive(self.wire)
+        finally:
+            receiver.close()
+        return {"entries": receiver.entries, "content_bytes": receiver.content_bytes}
+
+    def relay(self, migration_id: str) -> None:
+        """Become the pipe between the coordinator and the first agent here, whose data connection it carries."""
+        if not isinstance(self.wire.stream, FdStream):
+            raise ProtocolError("this agent has no stream to relay")
+        self._live_with(migration_id)
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.connect(str(places.working(migration_id) / "data"))
+        except OSError as e:
+            raise ProtocolError(f"no move {migration_id} waits for data here") from e
+        self._relays = self.wire.stream
+
+    def pump(self) -> None:
+        """Carry bytes in both directions until one of them ends. Raises: OSError when it breaks."""
+        stream = self._relays
+        assert stream is not None
+        fd_in, fd_out = stream.fds
+        pairs = {fd_in: self._socket.fileno(), self._socket.fileno(): fd_out}
+        while True:
+            ready, _, _ = select.select(list(pairs), [], [], _LOOK_S)
+            if not ready and stream.patient is not None and not stream.patient():
+                return
+            for fd in ready:
+                data = os.read(fd, _PIECE_BYTES)
+                if not data:
+                    return
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(pairs[fd], view) :]
+
+    @property
+    def relays(self) -> bool:
+        return self._relays is not None

@@ -1,0 +1,152 @@
+"""What the sides of an agent have in common: the container's lock, the working directory, and what is held."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from migrate import locks, places
+from migrate.command import Held
+from migrate.errors import MigrateError, ProtocolError
+from migrate.locks import Lock
+from migrate.wire import Wire
+
+OnEvent = Callable[..., None]
+DEFAULT_ROOT = "/var/lib/ferry/bundles"
+_CHUNK = bytes(1 << 20)
+_FLAGS = {"--tcp-established", "--tcp-close", "--link-remap", "--ext-unix-sk", "--shell-job", "--file-locks"}
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What the one who may start this agent may have it do.
+
+    Who has a shell here can do anything without us. A key with a forced command has only this agent: it writes bundles below
+    `roots` alone, and names no command to run.
+    """
+
+    roots: tuple[str, ...] = ()
+    restricted: bool = False
+
+    @classmethod
+    def of(cls, only_below: list[str], forced: bool) -> Self:
+        roots = tuple(only_below) or ((DEFAULT_ROOT,) if forced else ())
+        return cls(roots, forced or bool(only_below))
+
+    def require_bundle(self, bundle: str) -> Path:
+        """Return the path of a bundle that may be written here. Raises: ProtocolError."""
+        if not isinstance(bundle, str) or not os.path.isabs(bundle) or os.path.normpath(bundle) != bundle or "\0" in bundle:
+            raise ProtocolError(f"{bundle!r} is no absolute path")
+        if bundle == "/":
+            raise ProtocolError("the root directory is no bundle")
+        # What is there already may be links; what is not there will be made by us.
+        real = os.path.realpath(bundle)
+        if self.roots and not any(real.startswith(os.path.realpath(r).rstrip("/") + "/") for r in self.roots):
+            raise ProtocolError(f"bundles may be written below {', '.join(self.roots)} only, not at {bundle}")
+        return Path(bundle)
+
+
+def checked_flags(flags: list[str]) -> list[str]:
+    """Return the flags for CRIU, all of which must be known. Raises: ProtocolError."""
+    if unknown := set(flags) - _FLAGS:
+        raise ProtocolError(f"unknown flags {sorted(map(str, unknown))}")
+    return list(flags)
+
+
+def wipe(directory: Path) -> None:
+    """Overwrite and remove what a move left in its working directory: the images hold the memory's secrets. Idempotent."""
+    for base, _, names in os.walk(directory):
+        for name in names:
+            try:
+                fd = os.open(os.path.join(base, name), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue  # a socket
+            try:
+                left = os.fstat(fd).st_size
+                while left > 0:
+                    left -= os.write(fd, _CHUNK[: min(left, len(_CHUNK))])
+            except OSError:
+                pass
+            finally:
+                os.close(fd)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+class Side:
+    """One side of an agent. `on_event` reports on the call that is under way."""
+
+    def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
+        self.wire, self._on_event, self._permissions = wire, on_event, permissions
+        self._id: str | None = None
+        self._container = ""
+        self._lock: Lock | None = None
+        self._slot: Lock | None = None
+        self._held: Held | None = None
+
+    def before(self, verb: str) -> None:
+        """Called before each verb of this side. Raises: MigrateError when it is not to be done."""
+
+    def stream_lost(self) -> None:
+        """The coordinator is gone: let go of what is undecided. Raises: MigrateError, OSError."""
+
+    def _migration(self) -> str:
+        if self._id is None:
+            raise ProtocolError("no move was begun with this agent")
+        return self._id
+
+    def _take(self, migration_id: str, container: str, coordinator: str, timeout_s: float = 0.2) -> None:
+        """Take the container's lock and a slot, and make the working directory; nothing is left when that fails."""
+        if self._id is not None:
+            raise ProtocolError("this agent has a move already")
+        working = places.working(migration_id)
+        owner = locks.owner(migration_id, coordinator)
+        self._lock = locks.take(container, owner, timeout_s)
+        try:
+            self._slot = locks.take_slot(owner)
+            working.mkdir(mode=0o700, exist_ok=True)
+            places.images(migration_id).mkdir(mode=0o700, exist_ok=True)
+        except BaseException as e:
+            self._unlock()
+            if isinstance(e, OSError):
+                raise MigrateError(f"cannot make {working}: {e.strerror}") from e
+            raise
+        self._id, self._container = migration_id, container
+
+    def _unlock(self) -> None:
+        for lock in (self._slot, self._lock):
+            if lock is not None:
+                lock.release()
+        self._slot = self._lock = None
+
+    def _leave(self) -> None:
+        """Wipe the working directory, and give the locks back. Idempotent."""
+        if self._id is not None:
+            wipe(places.working(self._id))
+            self._unlock()
+            self._id = None
+
+    def _hold(self) -> Held:
+        if self._held is None:
+            raise ProtocolError("nothing is held")
+        return self._held
+
+    def _start_hold(self, arguments: list[str], flags: list[str]) -> Held:
+        assert self._lock is not None
+        # The lock is theirs, too: while one of them lives, nobody else acts on the container.
+        self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd,))
+        return self._held
+
+    def done(self) -> dict[str, Any]:
+        """Wait for the end of what was released or killed. Returns CRIU's statistics."""
+        held = self._hold()
+        event = held.event("done", DONE_S)
+        held.end()
+        self._held = None
+        return {"stats": event.get("stats", {})}
+
+
+DONE_S = 60.0

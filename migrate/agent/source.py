@@ -1,0 +1,345 @@
+"""The source's side of a move: files and memory go out, and the decision is kept here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from migrate import command, durable, places, probe, records
+from migrate.agent.host import connection
+from migrate.agent.side import Side
+from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed, Unfinished
+from migrate.journal import Journal
+from migrate.journal import read as read_journal
+from migrate.ship import Shipper
+from migrate.transport.local import FdStream, ProcessStream
+from migrate.warm import warm
+
+_HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
+# `migrate abort` has these refused. What undoes, and what follows the decision, is done.
+_STOPPABLE = {"listen_data", "open_data", "ship_bundle", "hold_checkpoint", "freeze", "ship_images", "decide"}
+
+
+class SourceSide(Side):
+    _journal: Journal | None = None
+    _shipper: Shipper | None = None
+    _listener: socket.socket | None = None
+    _bundle = ""
+    _created = ""
+    _pid = 0
+    _decided = False
+
+    def before(self, verb: str) -> None:
+        if verb in _STOPPABLE:
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._id is not None and not self._decided and (places.working(self._id) / "stop").exists():
+            raise Stopped(f"the move {self._id} was stopped by `migrate abort`")
+
+    def begin(self, migration_id: str, container: str, plan: dict[str, Any], coordinator: str) -> None:
+        """Take the container's lock, and open the journal with the plan. Raises: MigrateError; nothing is left then."""
+        places.lock(container)
+        state = command.state(container)
+        if state is None:
+            raise RuntimeFailed(f"container does not exist: {container}")
+        if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
+            raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
+        self._take(migration_id, container, coordinator)
+        directory: Path | None = None
+        try:
+            require_settled(container)
+            directory = records.make(migration_id)
+            durable.create(places.decision(migration_id), durable.UNDECIDED)
+            self._journal = Journal(directory)
+            self._journal.append("plan", "made", sync=True, **{**plan, "created": state.get("created", "")})
+        except BaseException as e:
+            if directory is not None:
+                shutil.rmtree(directory, ignore_errors=True)
+            self._leave()
+            if isinstance(e, OSError):
+                raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
+            raise
+        self._bundle, self._created, self._pid = state["bundle"], state.get("created", ""), state["pid"]
+
+    def journal(self, phase: str, mark: str, sync: bool = False, fields: dict[str, Any] | None = None) -> None:
+        """Append an entry to the journal."""
+        if self._journal is None or phase in ("plan", "move"):
+            raise ProtocolError("there is no journal for this entry")
+        self._journal.append(str(phase), str(mark), sync=sync, **(fields or {}))
+
+    def ended(self, outcome: str, settled: bool, fields: dict[str, Any], report: dict[str, Any]) -> None:
+        """Write how the move ended; when it is settled, it is over, also where there was no space for the words.
+
+        Raises: MigrateError.
+        """
+        migration = self._migration()
+        errors = []
+        try:
+            if self._journal is not None:
+                self._journal.append("move", "ended", sync=True, outcome=str(outcome), settled=settled, **fields)
+        except MigrateError as e:
+            errors.append(e)
+        try:
+            records.save_report(migration, report)
+        except MigrateError as e:
+            errors.append(e)
+        if settled:
+            records.close(migration)
+        if errors:
+            raise errors[0]
+
+    def leave(self) -> None:
+        """Remove what the move had here while it went on. Idempotent."""
+        self._close_data()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._leave()
+
+    def _close_data(self) -> None:
+        if self._shipper is not None:
+            self._shipper.close()
+            self._shipper = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def stream_lost(self) -> None:
+        if self._id is None:
+            return
+        try:
+            if self._decided and self._held:
+                # Whether the target runs is not known here: EOF makes the holder leave the container frozen.
+                self._held.end()
+            else:
+                self.abort()
+        finally:
+            self.leave()
+
+    def open_data(self, address: dict[str, Any], remote_command: str, name: str) -> None:
+        """Connect to the target's second agent."""
+        self._attach(ProcessStream(connection(self, address, remote_command), f"the data connection to {name}"), name)
+
+    def listen_data(self) -> None:
+        """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
+        path = places.working(self._migration()) / "data"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self._listener.settimeout(_CONNECT_S)
+
+    def accept_data(self, name: str) -> None:
+        """Take the data connection that the coordinator made. Raises: MigrateError."""
+        if self._listener is None:
+            raise ProtocolError("listen_data was not called")
+        try:
+            made, _ = self._listener.accept()
+        except TimeoutError as e:
+            raise MigrateError("the coordinator did not make the data connection") from e
+        fd = made.detach()
+        made_stream = FdStream(fd, fd, f"the data connection to {name}")
+        self._attach(made_stream, name)
+
+    def _attach(self, stream: ProcessStream | FdStream, name: str) -> None:
+        self._shipper = Shipper(stream, name)
+        self._shipper.call("attach", {"migration_id": self._migration()})
+
+    def _data(self) -> Shipper:
+        if self._shipper is None:
+            raise ProtocolError("there is no data connection")
+        return self._shipper
+
+    def _ship(self, root: str, target_root: str) -> dict[str, Any]:
+        shipper = self._data()
+        last = [time.monotonic(), 0]
+
+        def progress(sent: int, total: int) -> None:
+            now = time.monotonic()
+            rate = (sent - last[1]) / max(now - last[0], 1e-6)
+            last[:] = [now, sent]
+            self._on_event("progress", sent_bytes=sent, total_bytes=total, rate=rate)
+            self._stop_if_asked()
+
+        shipped = shipper.send_tree(Path(root), target_root, progress)
+        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+
+    def ship_bundle(self) -> dict[str, Any]:
+        """Make the target's copy of the bundle equal to what it is now."""
+        self._migration()
+        return self._ship(self._bundle, self._bundle)
+
+    def hold_checkpoint(self, flags: list[str], memory_bytes: int = 0) -> None:
+        """Start the checkpoint: CRIU is ready, and the container untouched."""
+        migration = self._migration()
+        state = command.state(self._container)
+        if state is None:
+            raise RuntimeFailed(f"container does not exist: {self._container}")
+        self._pid = state["pid"]
+        arguments = ["checkpoint", "--image-path", str(places.images(migration))]
+        arguments += ["--decision", str(places.decision(migration))]
+        self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
+        warm(memory_bytes)  # for the images
+
+    def freeze(self) -> dict[str, Any]:
+        """Freeze the container and dump it; what changed in its files, and its memory, go to the target meanwhile."""
+        started = time.monotonic()
+        held = self._hold()
+        held.say("go")
+        held.event("frozen", _FROZEN_S)
+        frozen = time.monotonic()
+        # A shared mapping is written to without a trace in the file's times: what is mapped so is always sent again.
+        self._data().distrust(self._bundle, probe.shared_mappings(self._pid))
+        delta = self._ship(self._bundle, self._bundle)
+        shipped = time.monotonic()
+        images = places.images(self._migration())
+        deadline = shipped + _DUMP_S
+        pages = self._data().stream_pages(images, str(images), lambda s: held.has_event(s) or time.monotonic() > deadline)
+        held.event("held", 0)
+        return {
+            "delta": delta,
+            "pages": {**asdict(pages), "wire_bytes": self._data().wire_bytes},
+            "freeze_ms": (frozen - started) * 1000,
+            "delta_ms": (shipped - frozen) * 1000,
+            "dump_ms": (time.monotonic() - frozen) * 1000,
+        }
+
+    def ship_images(self) -> dict[str, Any]:
+        """Send the rest of the checkpoint: all but its memory."""
+        images = str(places.images(self._migration()))
+        return self._ship(images, images)
+
+    def decide(self) -> None:
+        """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known."""
+        migration = self._migration()
+        self._decided = True
+        durable.write(places.decision(migration), "commit")
+
+    def revoke(self) -> None:
+        """Take the decision back: it is certain that the target does not run. Idempotent."""
+        durable.write(places.decision(self._migration()), "revoked")
+        self._decided = False
+
+    def kill(self) -> None:
+        """Let CRIU kill the dumped container."""
+        self._hold().say("commit")
+
+    def abort(self) -> None:
+        """Let go of what is held: the container runs on. Idempotent. Raises: RuntimeFailed."""
+        if self._held is None:
+            return
+        self._held.say("abort")
+        ended = self._held.end()
+        self._held = None
+        if not ended and self.look() == "frozen":
+            # It had to be killed before it could thaw what it had frozen.
+            command.run("resume", self._container)
+
+    def take_over(self, migration_id: str, coordinator: str, wait_s: float) -> dict[str, Any]:
+        """Take on a move that was left behind, when all that it had here has ended.
+
+        Raises: UnknownMigration; Locked when it is under way still.
+        """
+        record = records.find(migration_id)
+        directory = places.history(migration_id)
+        if record.role != "source":
+            raise MigrateError(f"{record.source} is the source of {migration_id}, not this host")
+        plan = records.plan(directory)
+        self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
+        self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
+        decision = "none"
+        try:
+            # A word that is none of these was damaged. It may have been the decision.
+            word = durable.read(places.decision(migration_id))
+            if word not in (None, durable.UNDECIDED, "revoked"):
+                decision, self._decided = "commit", True
+            entries, _ = read_journal(directory / "journal")
+            self._journal = Journal(directory)
+        except OSError as e:
+            self._leave()
+            raise MigrateError(f"cannot read the decision in {directory}: {e.strerror}") from e
+        except BaseException:
+            self._leave()
+            raise
+        marks = {(e["phase"], e["mark"]) for e in entries}
+        return {
+            "decision": decision,
+            "state": self.look(),
+            "plan": plan,
+            "was_released": bool({("commit", "released"), ("recover", "released")} & marks),
+            "ran_on": word == "revoked" or record.outcome == "ROLLED_BACK",
+        }
+
+    def look(self) -> str:
+        """Return what of the container is here: running, frozen or gone. Another one of that name does not count."""
+        self._migration()
+        state = command.state(self._container)
+        if state is None or state["status"] == "stopped" or (self._created and state.get("created") != self._created):
+            return "gone"
+        return "frozen" if state["status"] == "paused" else "running"
+
+    def look_again(self) -> dict[str, Any]:
+        return {"state": self.look()}
+
+    def thaw(self) -> None:
+        """Let the container run on. Idempotent. Raises: RuntimeFailed."""
+        if self._decided:
+            raise ProtocolError("the decision was not taken back")
+        if self.look() == "frozen":
+            command.run("resume", self._container)
+
+    def freeze_now(self) -> None:
+        """Stop the container where it is: a second copy runs. Idempotent. Raises: RuntimeFailed."""
+        if self.look() == "running":
+            command.run("pause", self._container)
+
+    def forget(self, keep_bundle: bool) -> None:
+        """Delete the container, which runs elsewhere, and its bundle. Idempotent."""
+        if not self._decided:
+            raise ProtocolError("it was not decided that the container runs elsewhere")
+        if self.look() != "gone":
+            command.run("delete", "--force", self._container)
+        else:
+            state = command.state(self._container)
+            if state is not None and state["status"] == "stopped":
+                with contextlib.suppress(RuntimeFailed):
+                    command.run("delete", self._container)
+            elif state is not None:
+                return  # another one has taken its name, and maybe its bundle
+        if command.state(self._container) is not None:
+            hint = f"runtime delete --force {self._container}"
+            raise RuntimeFailed(f"container {self._container} could not be deleted", hint=hint)
+        if not keep_bundle:
+            remove_bundle(self._bundle, self._migration())
+
+
+def remove_bundle(bundle: str, migration_id: str) -> None:
+    """Remove a bundle that is not needed any more. Idempotent. Raises: MigrateError; OSError."""
+    # Renamed first, so that a half-deleted bundle is never taken for a whole one.
+    gone = f"{bundle}.{migration_id}"
+    if os.path.lexists(bundle) and not os.path.lexists(gone):
+        if inside := probe.mounts_below(Path(bundle)):
+            raise TransferFailed(
+                f"{bundle} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove the bundle by hand"
+            )
+        os.rename(bundle, gone)
+    if os.path.lexists(gone):
+        shutil.rmtree(gone, ignore_errors=True)
+        if os.path.lexists(gone):
+            raise TransferFailed(f"cannot remove {gone}", hint="remove it by hand")
+
+
+def require_settled(container: str) -> None:
+    """Refuse a container of which an earlier move is not over. Raises: Unfinished."""
+    for r in records.unfinished():
+        if r.container == container and not (r.role == "target" and records.was_released(r.migration_id)):
+            raise Unfinished(
+                f"the move {r.migration_id} of {container} from {r.source} to {r.target} is not over",
+                hint=f"migrate recover {r.migration_id}",
+            )

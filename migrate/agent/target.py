@@ -1,0 +1,304 @@
+"""The target's side of a move: what is made here is undecided until the source's decision is known.
+
+    nothing -> made -> prepared -> released -> ran
+                 |         |
+                 |         +-> waits, when its coordinator is gone: only the source's disk knows what was decided
+                 +-> discarded
+
+The word `released` is on disk before the first instruction of the container; `ran` is written after it, and may be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from migrate import command, durable, locks, places, probe, records
+from migrate.agent.bulk import ALLOWED
+from migrate.agent.side import Side, checked_flags
+from migrate.agent.source import require_settled
+from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
+from migrate.warm import warm
+
+_HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S = 60.0, 600.0, 60.0, 120.0
+_LOOK_S = 0.05
+
+
+class TargetSide(Side):
+    _bundle = ""
+    _inode: int | None = None
+    _made_parents: tuple[str, ...] = ()
+    _prepared = False
+    _released = False
+    _taken_over = False
+    _waiting = ""  # the move of another agent here that waits for a verdict
+
+    def prepare(self, migration_id: str, container: str, bundle: str, origin: dict[str, Any], coordinator: str) -> None:
+        """Take the lock, note what will be made, and make the bundle's directory. Raises: MigrateError; nothing is left then."""
+        path = self._permissions.require_bundle(bundle)
+        self._take(migration_id, container, coordinator)
+        try:
+            require_settled(container)
+            if command.state(container) is not None:
+                raise MigrateError(f"there is a container {container} already", hint="delete it, or see: migrate status")
+            if os.path.lexists(path):
+                raise MigrateError(f"{bundle} is there already", hint="move it away, or delete it")
+            directory = records.make(migration_id)
+        except BaseException:
+            self._leave()
+            raise
+        self._bundle = bundle
+        parents = []
+        parent = path.parent
+        while not parent.exists():
+            parents.append(str(parent))
+            parent = parent.parent
+        self._made_parents = tuple(parents)
+        note = {
+            **{k: origin.get(k) for k in ("source", "target", "source_address", "remote_command")},
+            "container": container,
+            "bundle": bundle,
+            "made_parents": parents,
+            "boot_id": locks.boot_id(),
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+        try:
+            durable.create(directory / "released", durable.UNDECIDED)
+            self._note(directory, {**note, "inode": None})
+            for made in reversed(parents):
+                os.mkdir(made, 0o755)
+            path.mkdir(mode=0o700)
+            self._inode = path.stat().st_ino
+            self._note(directory, {**note, "inode": self._inode})
+            allowed = [bundle, str(places.images(migration_id))]
+            (places.working(migration_id) / ALLOWED).write_text(json.dumps(allowed))
+        except OSError as e:
+            with contextlib.suppress(MigrateError):
+                self.discard()
+            raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
+
+    @staticmethod
+    def _note(directory: Path, note: dict[str, Any]) -> None:
+        path = directory / "target.json"
+        with path.with_suffix(".new").open("w") as f:
+            f.write(json.dumps(note) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        path.with_suffix(".new").rename(path)
+        durable.sync_directory(directory)
+
+    def hold_restore(self, flags: list[str], memory_bytes: int = 0) -> None:
+        """Start the restore: everything but the images is ready."""
+        arguments = ["restore", "--detach", "--image-path", str(places.images(self._migration())), "--bundle", self._bundle]
+        self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
+        warm(2 * memory_bytes)  # for the images, and for the processes
+
+    def restore(self) -> dict[str, Any]:
+        """Restore, up to where only the decision is missing. From then on this host does not let go of it by itself."""
+        held = self._hold()
+        held.say("go")
+        pid = held.event("held", _RESTORE_S)["pid"]
+        (places.working(self._migration()) / "prepared").touch()
+        self._prepared = True
+        return {"pid": pid}
+
+    def release(self) -> None:
+        """Let the restored container run, which was decided. Raises: MigrateError; nothing of it has run then."""
+        held = self._hold()
+        word = places.released(self._migration())
+        self._write_released(word)
+        self._released = True
+        held.say("commit")
+        try:
+            held.event("resumed", _RELEASE_S)
+        except RuntimeFailed:
+            held.alive()
+            state = command.state(self._container)
+            if state is None or state["status"] != "running":
+                self._released = False
+                durable.write(word, durable.UNDECIDED)
+                raise
+            # Who held it ended after it had let go.
+        self._ran(word)
+
+    @staticmethod
+    def _ran(word: Path) -> None:
+        with contextlib.suppress(OSError):
+            durable.write(word, "ran", sync=False)
+
+    @staticmethod
+    def _write_released(word: Path) -> None:
+        try:
+            durable.write(word, "released")
+        except OSError:
+            with contextlib.suppress(OSError):
+                durable.write(word, durable.UNDECIDED)
+            raise
+
+    def settle(self) -> None:
+        """Have the target's files on disk before the source's go."""
+        os.sync()
+
+    def confirm(self) -> None:
+        """The source's copy is dead, and its journal says so: the move is over here, too. Idempotent."""
+        migration = self._migration()
+        if not records.was_released(migration):
+            raise ProtocolError("the container was not released here")
+        records.close(migration)
+        self._leave()
+
+    def abort(self) -> None:
+        """Kill what was restored and is held. Idempotent."""
+        if self._released:
+            raise ProtocolError("the container runs here: it is not aborted")
+        if self._held is not None:
+            self._held.say("abort")
+            self._held.end()
+            self._held = None
+        self._prepared = False
+
+    def discard(self) -> None:
+        """Remove all that was made on the target. Idempotent. Raises: MigrateError with what could not be removed."""
+        if self._released:
+            raise ProtocolError("the container runs here: nothing of it is discarded")
+        if self._id is None:
+            return
+        self.abort()
+        if command.state(self._container) is not None:
+            command.run("delete", "--force", self._container)
+        self._remove_bundle()
+        shutil.rmtree(places.history(self._id), ignore_errors=True)
+        self._leave()
+
+    def _remove_bundle(self) -> None:
+        path = Path(self._bundle)
+        with contextlib.suppress(FileNotFoundError):
+            if self._inode is None:
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # made, but not noted: it can only be empty
+            elif path.lstat().st_ino == self._inode:
+                if inside := probe.mounts_below(path):
+                    raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="remove it by hand")
+                shutil.rmtree(path, ignore_errors=True)
+                if path.exists():
+                    raise TransferFailed(f"cannot remove {path}", hint="remove it by hand")
+        for parent in self._made_parents:
+            with contextlib.suppress(OSError):
+                os.rmdir(parent)
+
+    def stream_lost(self) -> None:
+        if self._id is None:
+            return
+        if self._released:
+            if self._held is not None:
+                self._held.end()
+            self._leave()
+        elif self._taken_over:
+            self._unlock()  # the next one who takes over finds it as it is
+        elif self._prepared:
+            self._wait_for_verdict()
+        else:
+            self.discard()
+
+    def _wait_for_verdict(self) -> None:
+        """Keep what is prepared until somebody brings the source's decision, or it has ended by itself."""
+        working = places.working(self._migration())
+        verdict = working / "verdict"
+        (working / "waiting").touch()
+        while not verdict.exists():
+            time.sleep(_LOOK_S)
+            if self._held is None or not self._held.running():
+                self._unlock()
+                return
+        if verdict.read_text() == "commit":
+            self.release()
+            self.done()
+            self._leave()
+        else:
+            self.discard()
+
+    def take_over(self, migration_id: str, container: str, coordinator: str, wait_s: float) -> dict[str, Any]:
+        """Take on a move that was left behind, and say what of it is here.
+
+        "held" without our having its lock: an agent of the move is there, and waits for the verdict.
+
+        Raises: Locked when it is under way still.
+        """
+        directory = places.history(migration_id)
+        if not directory.exists():
+            return {"state": "absent"}
+        found = records.target(directory)
+        if found["container"] != container:
+            raise ProtocolError(f"{migration_id} is not a move of {container}")
+        deadline = time.monotonic() + min(float(wait_s), 900.0)
+        while self._id is None:
+            if (places.working(migration_id) / "waiting").exists() and locks.holder(container) is not None:
+                self._waiting, self._container = migration_id, container
+                return {"state": "held"}
+            with contextlib.suppress(Locked):
+                self._take(migration_id, container, coordinator)
+                break
+            if time.monotonic() > deadline:
+                self._take(migration_id, container, coordinator)
+        self._taken_over = True
+        if not directory.exists():  # whoever had the lock has discarded all of it
+            self._leave()
+            return {"state": "absent"}
+        return {"state": self._adopt(records.target(directory))}
+
+    def _adopt(self, note: dict[str, Any]) -> str:
+        """Read what was noted; return what is here: absent, images, held, running, ended or crashed."""
+        migration = self._migration()
+        self._bundle, self._made_parents = note["bundle"], tuple(map(str, note.get("made_parents") or ()))
+        self._inode = note.get("inode")
+        word = durable.read(places.released(migration))
+        state = command.state(self._container)
+        status = None if state is None else state["status"]
+        # Somebody may have paused it since it ran; what was not released, or not let go of yet, stands still, too.
+        if status == "running" or (status == "paused" and word not in (None, durable.UNDECIDED, "released")):
+            self._released = True
+            return "running"
+        if status == "paused":
+            return "held"
+        if records.was_released(migration):
+            return "ended" if note.get("boot_id") == locks.boot_id() else "crashed"
+        return "images" if (places.working(migration) / "prepared").exists() else "absent"
+
+    def verdict(self, word: str) -> None:
+        """Carry out the source's decision on what is held here: commit or abort. Raises: MigrateError."""
+        if word not in ("commit", "abort"):
+            raise ProtocolError(f"{word!r} is no verdict")
+        if self._waiting:
+            self._tell(word)
+        elif word == "abort":
+            self.discard()
+        else:
+            self._write_released(places.released(self._migration()))
+            self._released = True
+            command.run("resume", self._container)
+            self._ran(places.released(self._migration()))
+
+    def _tell(self, word: str) -> None:
+        migration, self._waiting = self._waiting, ""
+        path = places.working(migration) / "verdict"
+        path.with_suffix(".new").write_text(word)
+        path.with_suffix(".new").rename(path)
+        found = self.take_over(migration, self._container, "", _VERDICT_S)["state"]
+        if word == "commit" and found not in ("running", "ended"):
+            raise RuntimeFailed(f"{self._container} could not be released: it is {found}")
+        if word == "abort" and found != "absent":
+            raise RuntimeFailed(f"{self._container} could not be discarded: it is {found}")
+
+    def restore_again(self, flags: list[str]) -> None:
+        """Restore from the images that are kept here, and let it run: it was decided, and the source's copy is gone."""
+        checked_flags(flags)
+        self.hold_restore(flags)
+        self.restore()
+        self.release()
+        self.done()
