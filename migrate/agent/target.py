@@ -26,7 +26,7 @@ from migrate.agent.source import require_settled
 from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
 from migrate.warm import warm
 
-_HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S = 60.0, 600.0, 60.0, 120.0
+_HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
 
 
@@ -216,7 +216,9 @@ class TargetSide(Side):
             if self._held is None or not self._held.running():
                 self._unlock()
                 return
-        if verdict.read_text() == "commit":
+        word = verdict.read_text()
+        (working / "waiting").unlink(missing_ok=True)  # whoever told us waits for our end from here on
+        if word == "commit":
             self.release()
             self.done()
             self._leave()
@@ -289,6 +291,11 @@ class TargetSide(Side):
         path = places.working(migration) / "verdict"
         path.with_suffix(".new").write_text(word)
         path.with_suffix(".new").rename(path)
+        deadline = time.monotonic() + _HEARD_S
+        while (path.parent / "waiting").exists() and locks.holder(self._container) is not None:
+            if time.monotonic() > deadline:
+                raise RuntimeFailed(f"the agent that holds {self._container} does not hear what was decided")
+            time.sleep(_LOOK_S)
         found = self.take_over(migration, self._container, "", _VERDICT_S)["state"]
         if word == "commit" and found not in ("running", "ended"):
             raise RuntimeFailed(f"{self._container} could not be released: it is {found}")

@@ -22,11 +22,10 @@ from migrate.session import Place
 @click.option(
     "--run-on",
     type=click.Choice(["source", "target"]),
-    default="",
     help="Where it is to run, when that cannot be told from here. You answer for it that it does not run on the other host.",
 )
 @click.argument("migration_id", metavar="[ID]", required=False)
-def command(migration_id: str | None, source: str, as_json: bool, remote_command: str, other: str, run_on: str) -> int:
+def command(migration_id: str | None, source: str, as_json: bool, remote_command: str, other: str, run_on: str | None) -> int:
     if run_on and migration_id is None:
         raise click.UsageError("--run-on needs the id of one move")
     place = Place.named(source)
@@ -41,7 +40,7 @@ def command(migration_id: str | None, source: str, as_json: bool, remote_command
 
     for name in ids:
         try:
-            found = resolve(place, name, remote_command, say, other=other, run_on=run_on)
+            found = resolve(place, name, remote_command, say, other=other, run_on=run_on or "")
         except MigrateError as e:
             failures += 1
             rows.append({"migration_id": name, "error": e.as_dict()})

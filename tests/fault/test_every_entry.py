@@ -1,0 +1,265 @@
+"""Every fault at every entry of a move's journal, before and after it; then recovery, then the oracle.
+
+The entries are those that a real move passes, read from one; nothing here lists them. FERRY_FAULTS names the classes to run (all, or
+a comma-separated list); without it one class is run, which one goes round with the number of commits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.fault.oracle import ENV, FLAGS, NAME, World, other
+from tests.helpers.bed import ROOT, Bed
+from tests.helpers.stopped import Stopped
+
+pytestmark = [pytest.mark.ferry, pytest.mark.timeout(3000)]
+
+
+@dataclass
+class Case:
+    """One fault at one place. `source` and `target` are hosts; `released` says whether the place is after the release."""
+
+    world: World
+    source: str
+    target: str
+    place: str
+    released: bool
+    struck: bool = True
+    lost: bool = False  # the host that it ran on went down
+    heal: Callable[[], None] = lambda: None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bed(self) -> Bed:
+        return self.world.bed
+
+
+def _kill(case: Case, host: str, kind: str) -> None:
+    pids = case.world.processes(host, kind)
+    case.struck = bool(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _coordinator(case: Case, move: Stopped) -> None:
+    move.signal(signal.SIGKILL)
+
+
+def _source_agent(case: Case, move: Stopped) -> None:
+    _kill(case, case.source, "agent")
+
+
+def _target_agent(case: Case, move: Stopped) -> None:
+    _kill(case, case.target, "agent")
+
+
+def _source_criu(case: Case, move: Stopped) -> None:
+    _kill(case, case.source, "criu")
+
+
+def _target_criu(case: Case, move: Stopped) -> None:
+    _kill(case, case.target, "criu")
+
+
+def _cut_for_a_while(case: Case, move: Stopped) -> None:
+    case.bed.cut(case.target)
+    subprocess.Popen(
+        ["sh", "-c", f"sleep 1.5; exec {ROOT}/scripts/bed {case.bed.name} mend {case.target}"], stdin=subprocess.DEVNULL
+    )
+
+
+def _cut_for_good(case: Case, move: Stopped) -> None:
+    case.bed.cut(case.target)
+    case.heal = lambda: case.bed.mend(case.target)
+
+
+def _reset(case: Case, move: Stopped) -> None:
+    """Have the source's kernel reset every TCP connection to the target, as a firewall in between may."""
+    done = case.bed.run(case.source, "ss", "-K", "dport", "=", "22")
+    case.struck = "ESTAB" in done.stdout
+
+
+def _fill(case: Case, host: str) -> None:
+    """Fill the disk and the tmpfs of a host to the last byte."""
+    script = "for d in /var/lib /run; do cat /dev/zero >$d/filler 2>/dev/null; sync $d/filler; done; true"
+    case.bed.run(host, "sh", "-c", script)
+    case.heal = lambda: case.bed.ok(host, "sh", "-c", "rm -f /var/lib/filler /run/filler") and None
+
+
+def _target_disk_full(case: Case, move: Stopped) -> None:
+    _fill(case, case.target)
+
+
+def _source_disk_full(case: Case, move: Stopped) -> None:
+    _fill(case, case.source)
+
+
+def _target_reboots(case: Case, move: Stopped) -> None:
+    case.bed.crash(case.target)
+    case.lost = case.released
+
+
+def _source_reboots(case: Case, move: Stopped) -> None:
+    case.bed.crash(case.source)
+    case.lost = not case.released
+
+
+def _interrupt(case: Case, move: Stopped) -> None:
+    move.signal(signal.SIGINT)
+
+
+CLASSES: dict[str, Callable[[Case, Stopped], None]] = {
+    "coordinator-killed": _coordinator,
+    "source-agent-killed": _source_agent,
+    "target-agent-killed": _target_agent,
+    "source-criu-killed": _source_criu,
+    "target-criu-killed": _target_criu,
+    "network-cut-for-a-while": _cut_for_a_while,
+    "network-cut-for-good": _cut_for_good,
+    "connection-reset": _reset,
+    "target-disk-full": _target_disk_full,
+    "source-disk-full": _source_disk_full,
+    "target-reboots": _target_reboots,
+    "source-reboots": _source_reboots,
+    "interrupted": _interrupt,
+}
+
+
+def _chosen() -> list[str]:
+    asked = os.environ.get("FERRY_FAULTS", "")
+    if asked == "all":
+        return list(CLASSES)
+    if asked:
+        return asked.split(",")
+    count = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    return [list(CLASSES)[int(count.strip() or 0) % len(CLASSES)]]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    bed = Bed(f"fault-{os.getpid()}")
+    bed.up("--disks")
+    try:
+        yield World(bed)
+    finally:
+        bed.down()
+
+
+@pytest.fixture(scope="module")
+def places(world: World) -> list[str]:
+    """The entries of a move, before and after, in order: of one that nothing happens to."""
+    world.begin()
+    listing = "/var/lib/passed"
+    done = world.bed.run("host1", "env", *ENV, f"FERRY_FAULT_LIST={listing}", "migrate", "move", *FLAGS, NAME, "host2")
+    assert done.returncode == 0, done.stderr
+    found = world.bed.path("host1", listing).read_text().split()
+    world.at = "host2"
+    world.counts()
+    only = os.environ.get("FERRY_FAULT_PLACES", "")
+    return [p for p in found if not only or any(word in p for word in only.split(","))]
+
+
+@pytest.mark.parametrize("name", _chosen())
+def test_every_entry(world: World, places: list[str], name: str, record_property: Callable[[str, object], None]) -> None:
+    """Go on to the next place when one fails: the whole table is worth more than the first failure."""
+    outcomes: dict[str, int] = {}
+    failures = []
+    released = places.index("commit.released:before") if "commit.released:before" in places else len(places)
+    for number, place in enumerate(places):
+        after = number >= released or place.startswith(("finish", "move", "commit.result", "commit.released"))
+        case = Case(world, world.at, other(world.at), place, after)
+        try:
+            outcome = _run(case, CLASSES[name])
+        except (AssertionError, subprocess.SubprocessError, OSError, ValueError, KeyError) as e:
+            outcome = "FAILED"
+            failures.append(f"{name} at {place}: {str(e).strip()[:1500]} {case.notes}")
+            case.heal()
+            world.begin()
+        outcomes[outcome] = outcomes.get(outcome, 0) + 1
+        print(f"{name:24} {place:26} {outcome}", flush=True)
+    words = ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
+    print(f"fault cases: {name}: {len(places)} run: {words}")
+    Path(os.environ.get("FERRY_FAULT_TABLE", os.devnull)).open("a").write(f"{name}: {len(places)} run: {words}\n")
+    record_property("outcomes", json.dumps(outcomes))
+    assert not failures, "\n\n".join(failures)
+
+
+def _run(case: Case, fault: Callable[[Case, Stopped], None]) -> str:
+    world = case.world
+    before = world.counted(case.source)[-1]
+    move = Stopped(world.bed, case.source, case.place, "migrate", "move", "--json", *FLAGS, NAME, case.target, env=ENV)
+    assert not move.ended, f"the move was over before {case.place}: {move.go_on()}"
+    try:
+        fault(case, move)
+    finally:
+        status, out, err = move.go_on()
+    case.notes.append(f"status {status}: {out[-700:]} {err[-300:]}")
+    report = json.loads(out) if out.startswith("{") else None
+    if case.lost or "reboots" in fault.__name__:
+        return _after_a_reboot(case, before)
+    # What is cut off is judged twice: as it stands now, and when it is connected again.
+    for _ in range(2):
+        assert len(world.running()) <= 1, "two copies run"
+        world.recover(case.source)
+        case.heal()
+        case.heal = lambda: None
+    _settle(case)
+    running = world.running()
+    assert len(running) == 1, f"{len(running)} copies run"
+    if report is not None and report["settled"] and report["outcome"] in ("COMPLETED", "ROLLED_BACK", "REFUSED"):
+        expected = case.target if report["outcome"] == "COMPLETED" else case.source
+        assert running == [expected], f"{report['outcome']}, and it runs on {running}"
+    _holds(case, running[0])
+    if not case.struck:
+        return "nothing to strike"
+    return "runs on the target" if running[0] == case.target else "runs on the source"
+
+
+def _settle(case: Case) -> None:
+    """Wait until the agents have ended by themselves, which they do when they hear nothing any more; recover what they left."""
+    deadline = time.monotonic() + 30
+    while any(case.world.open_moves(h) or case.world.processes(h, "agent") for h in (case.source, case.target)):
+        if time.monotonic() > deadline:
+            break
+        case.world.recover(case.source)
+        time.sleep(0.3)
+
+
+def _holds(case: Case, at: str) -> None:
+    case.world.at = at
+    case.world.counts()
+    case.world.nothing_is_left()
+
+
+def _after_a_reboot(case: Case, before: int) -> str:
+    world = case.world
+    world.recover(case.source)
+    if len(world.running()) == 0 and world.bed.status(case.target, NAME) is not None:
+        # The source went down between the dump and the decision, and the only copy is held: a person's word is asked for.
+        moves = world.open_moves(case.source)
+        assert moves and moves[0]["state"].startswith("left behind"), moves
+        world.recover(case.source, moves[0]["migration_id"], "--run-on", "target")
+    _settle(case)
+    running = world.running()
+    assert len(running) <= 1, "two copies run"
+    if running:
+        _holds(case, running[0])
+        return "runs on the target" if running[0] == case.target else "runs on the source"
+    assert case.lost, "no copy runs, and the host that it ran on did not go down"
+    at = case.target if case.released else case.source
+    # Its files are where it ran, and nowhere else.
+    assert world.bed.path(at, f"/var/lib/ferry/bundles/{NAME}/config.json").exists(), f"its files are not on {at}"
+    for host in (case.source, case.target):
+        assert world.open_moves(host) == [], world.open_moves(host)
+        assert world.bed.path(host, f"/var/lib/ferry/bundles/{NAME}").exists() == (host == at), f"the bundle on {host}"
+    world.begin()
+    return "went down with its host"

@@ -1,0 +1,77 @@
+"""A command of `migrate` that stops itself at an entry of the journal, for a test to break something meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.helpers.bed import Bed
+
+
+class Stopped:
+    """`at` is PHASE.MARK:before or :after; `ended` is true when the command was over before it got there."""
+
+    def __init__(self, bed: Bed, host: str, at: str, *command: str, env: tuple[str, ...] = ()) -> None:
+        argv = bed.argv(host, "env", f"FERRY_FAULT={at}", *env, *command)
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.pid = 0
+        deadline = time.monotonic() + 60
+        while not self._find(at):
+            if self._process.poll() is not None:
+                break
+            assert time.monotonic() < deadline, f"it does not get to {at}"
+            time.sleep(0.02)
+
+    @property
+    def ended(self) -> bool:
+        return self.pid == 0
+
+    def _find(self, at: str) -> bool:
+        """See that the command has stopped, and with it the nsenter around it, which stops when its child does."""
+        if not _is_stopped(self._process.pid):
+            return False
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                ours = f"FERRY_FAULT={at}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                inside = any(word.endswith(b"bin/migrate") for word in words[:2])
+                if ours and inside and _is_stopped(int(entry.name)) and _below(int(entry.name), self._process.pid):
+                    self.pid = int(entry.name)
+            except OSError:
+                continue
+        return self.pid != 0
+
+    def signal(self, number: int) -> None:
+        assert self.pid, "it has ended"
+        os.kill(self.pid, number)
+
+    def go_on(self, timeout_s: float = 120) -> tuple[int, str, str]:
+        """Let it go on; return its status and what it said."""
+        for pid in (self._process.pid, self.pid):
+            if pid:
+                try:
+                    os.kill(pid, signal.SIGCONT)
+                except ProcessLookupError:
+                    continue
+        out, err = self._process.communicate(timeout=timeout_s)
+        return self._process.returncode, out, err
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return ") T " in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def _below(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return False
