@@ -2,12 +2,14 @@
 # make test    everything: lint, types, unit, integration and end-to-end tests, and those in a guest (needs root)
 # make test-guest   the tests in a Debian guest with systemd and cgroup v2, under QEMU
 # make test-vm      the tests with two such guests: memory tracking, moves from kernel to kernel
+# make test-fault   every fault at every entry of a move's journal: one class of faults, which one goes round with the commits
+# make test-fault-all   all classes
 # make box     the box for vagrant/, out of the guests' image
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
 # make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
-.PHONY: demo test test-guest test-vm box check setup bench bench-checkpoint wire
+.PHONY: demo test test-guest test-vm test-fault test-fault-all box check setup bench bench-checkpoint wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -38,6 +40,12 @@ test-guest:
 test-vm:
 	@scripts/install-python
 	$(bin)/pytest tests/vm
+
+test-fault: setup
+	$(bin)/pytest -s tests/fault
+
+test-fault-all: setup
+	FERRY_FAULTS=all $(bin)/pytest -s tests/fault
 
 box:
 	@scripts/box

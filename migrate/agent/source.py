@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import socket
@@ -303,18 +302,11 @@ class SourceSide(Side):
         """Delete the container, which runs elsewhere, and its bundle. Idempotent."""
         if not self._decided:
             raise ProtocolError("it was not decided that the container runs elsewhere")
-        if self.look() != "gone":
-            command.run("delete", "--force", self._container)
-        else:
-            state = command.state(self._container)
-            if state is not None and state["status"] == "stopped":
-                with contextlib.suppress(RuntimeFailed):
-                    command.run("delete", self._container)
-            elif state is not None:
+        state = command.state(self._container)
+        if state is not None:
+            if self._created and state.get("created") != self._created:
                 return  # another one has taken its name, and maybe its bundle
-        if command.state(self._container) is not None:
-            hint = f"runtime delete --force {self._container}"
-            raise RuntimeFailed(f"container {self._container} could not be deleted", hint=hint)
+            command.run("delete", "--force", self._container)
         if not keep_bundle:
             remove_bundle(self._bundle, self._migration())
 

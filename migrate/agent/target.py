@@ -170,7 +170,8 @@ class TargetSide(Side):
         if self._id is None:
             return
         self.abort()
-        if command.state(self._container) is not None:
+        state = command.state(self._container)
+        if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
         self._remove_bundle()
         shutil.rmtree(places.history(self._id), ignore_errors=True)

@@ -323,7 +323,7 @@ def test_ssh_is_lost_after_the_release(counting: Bed) -> None:
     counting.move("host2", NAME, "host1")
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_the_network_is_gone_for_good(counting: Bed) -> None:
     move = Stopped(counting, "freeze.intent:after")
     counting.ok("host2", "ip", "link", "set", "eth0", "down")
@@ -339,6 +339,9 @@ def test_the_network_is_gone_for_good(counting: Bed) -> None:
     wait_for(
         lambda: counting.status("host2", NAME) is None and not counting.path("host2", BUNDLE).exists(), "the target's end", 90
     )
+    _fails(counting, REFUSED, "move-unfinished", "migrate recover")
+    assert "ROLLED_BACK" in counting.ok("host1", "migrate", "recover")
+    assert json.loads(counting.ok("host1", "migrate", "status", "--json")) == {"moves": []}
     runs_on(counting, "host1")
 
 

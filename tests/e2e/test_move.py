@@ -297,7 +297,7 @@ def test_the_journal_tells_the_move(counting: Bed) -> None:
     assert json.loads((directory / "report.json").read_text())["outcome"] == "COMPLETED"
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_fifty_moves_leave_everything_as_it_was(counting: Bed) -> None:
     bed = counting
     bed.move("host1", NAME, "host2")

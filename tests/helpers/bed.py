@@ -83,7 +83,7 @@ class Bed:
         for host in ("host1", "host2"):
             for container in self.ok(host, "runtime", "list", "--quiet").split():
                 self.ok(host, "runtime", "delete", "--force", container)
-            self.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry")
+            self.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry /var/lib/ferry/migrations")
 
     def inventory(self, host: str) -> dict[str, list[str]]:
         """Return what a host holds: mounts, cgroups, processes, firewall rules, files. The journals of moves are kept on purpose."""
