@@ -36,6 +36,7 @@ def commit(source: Session, target: Session, log: Log, on_asked: Callable[[], No
     Raises: MigrateError; after `on_asked` what was done is not known.
     """
     log.append(Phase.COMMIT, "intent")
+    target.call("ping")  # decided with a target that cannot be reached, the source would stand still until it can
     on_asked()
     source.call("decide")
     log.append(Phase.COMMIT, "decided")

@@ -305,12 +305,14 @@ def test_ssh_is_lost(counting: Bed, phase: str, moment: str) -> None:
 
 
 def test_ssh_is_lost_after_the_decision(counting: Bed) -> None:
-    """The target has not heard of it, and lets go: that is found out, and the source runs on."""
-    move = Stopped(counting, "commit.intent:after")
+    """The target is prepared, and waits: it is told over a new connection."""
+    move = Stopped(counting, "commit.decided:after")
     _cut_ssh(counting)
     status, report = move.go_on()
-    assert (status, report["outcome"]) == (ROLLED_BACK, "ROLLED_BACK"), report
-    runs_on(counting, "host1")
+    assert (status, report["outcome"], report["settled"]) == (0, "COMPLETED", True), report
+    assert report["recovered"]["code"] == "connection-lost"
+    runs_on(counting, "host2")
+    counting.move("host2", NAME, "host1")
 
 
 def test_ssh_is_lost_after_the_release(counting: Bed) -> None:
