@@ -365,7 +365,7 @@ def test_the_targets_disk_fills_up(counting: Bed, entry: str, place: str) -> Non
 @pytest.mark.parametrize("phase", [*PHASES, "commit"])
 def test_interrupted(counting: Bed, phase: str) -> None:
     """^C before the decision rolls back; after it, the move goes forward."""
-    move = Stopped(counting, f"{phase}.intent:after")
+    move = Stopped(counting, "commit.decided:after" if phase == "commit" else f"{phase}.intent:after")
     os.kill(move.pid, signal.SIGINT)
     status, report = move.go_on()
     if phase == "commit":
