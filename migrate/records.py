@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate import durable, journal, places
-from migrate.errors import MigrateError, UnknownMigration
+from migrate.errors import MigrateError, Unfinished, UnknownMigration
 
 KEEP = 100
 
@@ -126,6 +126,16 @@ def all_records() -> list[Record]:
 def unfinished() -> list[Record]:
     """Return the moves that are not known to be over: under way, or left behind. Costs little when there is none."""
     return [r for d in _directories() if (d / "open").exists() and (r := _record(d)) is not None]
+
+
+def require_settled(container: str) -> None:
+    """Refuse a container of which an earlier move is not over. Raises: Unfinished."""
+    for r in unfinished():
+        if r.container == container and not (r.role == "target" and was_released(r.migration_id)):
+            raise Unfinished(
+                f"the move {r.migration_id} of {container} from {r.source} to {r.target} is not over",
+                hint=f"migrate recover {r.migration_id}",
+            )
 
 
 def find(migration_id: str) -> Record:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from migrate import command, host, locks, places, probe, records
+from migrate import command, locks, places, probe, records
 from migrate.agent.side import Side, checked_flags
 from migrate.errors import MigrateError, ProtocolError
 from migrate.facts import to_json
-from migrate.host import Address
 from migrate.ship import Shipper
 from migrate.transport.local import ProcessStream
 
@@ -43,7 +42,7 @@ class HostSide(Side):
     def reach(self, address: dict[str, Any], remote_command: str) -> dict[str, Any]:
         """Say why no agent of another host can be started from here, "" when it can."""
         try:
-            argv = connection(self, address, remote_command)
+            argv = self._connection(address, remote_command)
             Shipper(ProcessStream(argv, "the other host"), "the other host").close()
         except ProtocolError:
             raise
@@ -86,11 +85,3 @@ class HostSide(Side):
             return {"under_way": False}
         os.close(os.open(places.working(migration_id) / "stop", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return {"under_way": True}
-
-
-def connection(side: Side, address: dict[str, Any], remote_command: str) -> list[str]:
-    """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""
-    where = Address.from_json(address)
-    if side._permissions.restricted and remote_command != "migrate":
-        raise ProtocolError("this agent may not be told which command to run on another host")
-    return host.bulk_command(where, f"{remote_command} agent")

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import locks, places
+from migrate import host, locks, places
 from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError
+from migrate.host import Address
 from migrate.locks import Lock
 from migrate.wire import Wire
 
 OnEvent = Callable[..., None]
 DEFAULT_ROOT = "/var/lib/ferry/bundles"
 _CHUNK = bytes(1 << 20)
+_DONE_S = 60.0
 _FLAGS = {"--tcp-established", "--tcp-close", "--link-remap", "--ext-unix-sk", "--shell-job", "--file-locks"}
 
 
@@ -140,13 +142,17 @@ class Side:
         self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd,))
         return self._held
 
+    def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:
+        """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""
+        where = Address.from_json(address)
+        if self._permissions.restricted and remote_command != "migrate":
+            raise ProtocolError("this agent may not be told which command to run on another host")
+        return host.bulk_command(where, f"{remote_command} agent")
+
     def done(self) -> dict[str, Any]:
         """Wait for the end of what was released or killed. Returns CRIU's statistics."""
         held = self._hold()
-        event = held.event("done", DONE_S)
+        event = held.event("done", _DONE_S)
         held.end()
         self._held = None
         return {"stats": event.get("stats", {})}
-
-
-DONE_S = 60.0

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from migrate import command, durable, places, probe, records
-from migrate.agent.host import connection
 from migrate.agent.side import Side
-from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed, Unfinished
+from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
 from migrate.journal import read as read_journal
 from migrate.ship import Shipper
@@ -53,7 +52,7 @@ class SourceSide(Side):
         self._take(migration_id, container, coordinator)
         directory: Path | None = None
         try:
-            require_settled(container)
+            records.require_settled(container)
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
@@ -124,7 +123,7 @@ class SourceSide(Side):
 
     def open_data(self, address: dict[str, Any], remote_command: str, name: str) -> None:
         """Connect to the target's second agent."""
-        self._attach(ProcessStream(connection(self, address, remote_command), f"the data connection to {name}"), name)
+        self._attach(ProcessStream(self._connection(address, remote_command), f"the data connection to {name}"), name)
 
     def listen_data(self) -> None:
         """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
@@ -325,13 +324,3 @@ def remove_bundle(bundle: str, migration_id: str) -> None:
         shutil.rmtree(gone, ignore_errors=True)
         if os.path.lexists(gone):
             raise TransferFailed(f"cannot remove {gone}", hint="remove it by hand")
-
-
-def require_settled(container: str) -> None:
-    """Refuse a container of which an earlier move is not over. Raises: Unfinished."""
-    for r in records.unfinished():
-        if r.container == container and not (r.role == "target" and records.was_released(r.migration_id)):
-            raise Unfinished(
-                f"the move {r.migration_id} of {container} from {r.source} to {r.target} is not over",
-                hint=f"migrate recover {r.migration_id}",
-            )

@@ -22,7 +22,6 @@ from typing import Any
 from migrate import command, durable, locks, places, probe, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.side import Side, checked_flags
-from migrate.agent.source import require_settled
 from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
 from migrate.warm import warm
 
@@ -44,7 +43,7 @@ class TargetSide(Side):
         path = self._permissions.require_bundle(bundle)
         self._take(migration_id, container, coordinator)
         try:
-            require_settled(container)
+            records.require_settled(container)
             if command.state(container) is not None:
                 raise MigrateError(f"there is a container {container} already", hint="delete it, or see: migrate status")
             if os.path.lexists(path):
@@ -250,6 +249,8 @@ class TargetSide(Side):
             if time.monotonic() > deadline:
                 self._take(migration_id, container, coordinator)
         self._taken_over = True
+        # Of one that waited and has ended: from here on the lock is ours, and nobody waits for a verdict.
+        (places.working(migration_id) / "waiting").unlink(missing_ok=True)
         if not directory.exists():  # whoever had the lock has discarded all of it
             self._leave()
             return {"state": "absent"}
