@@ -29,7 +29,7 @@ check:
 
 test: setup check
 	@scripts/install-packages --tests
-	$(bin)/pytest tests/integration tests/e2e
+	$(bin)/pytest tests/fuzz tests/integration tests/e2e
 	@$(MAKE) --no-print-directory test-guest
 	@$(MAKE) --no-print-directory test-vm
 

@@ -10,6 +10,10 @@ import os
 from pathlib import Path
 
 UNDECIDED = "undecided"
+COMMIT = "commit"
+REVOKED = "revoked"
+RELEASED = "released"
+RAN = "ran"
 _WIDTH = 64
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -223,10 +223,11 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
 
     Raises: MigrateError.
     """
-    document = command.state(container)
+    everything = list_containers()
+    document = next((c for c in everything if c["id"] == container), None)
     if document is None:
         return None
-    pids = json.loads(command.run("ps", "--format", "json", container)) if document["status"] != "stopped" else []
+    pids = [int(process.name) for process in _family(document["pid"])] if document["status"] != "stopped" else []
     bundle = Path(document["bundle"])
     return ContainerFacts(
         id=container,
@@ -238,7 +239,7 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         unfinished=next((r.migration_id for r in records.unfinished() if r.container == container and r.role == "source"), ""),
         needs=_needs(_config(bundle), bundle, pids),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
-        sharers=tuple(c["id"] for c in list_containers() if c["id"] != container and _overlap(c, document)),
+        sharers=tuple(c["id"] for c in everything if c["id"] != container and _overlap(c, document)),
     )
 
 
@@ -253,7 +254,10 @@ def _family(init_pid: int) -> list[Path]:
 
     Asked while the container stands still, when starting a command would be the longest part of it.
     """
-    own = Path(f"/proc/{init_pid}/cgroup").read_text().splitlines()
+    try:
+        own = Path(f"/proc/{init_pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return []  # it has just ended
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from migrate import durable, journal, places
-from migrate.errors import MigrateError, Unfinished, UnknownMigration
+from migrate.errors import MigrateError, Outcome, Unfinished, UnknownMigration
+from migrate.recover import Decision
 
 KEEP = 100
 
@@ -81,7 +82,10 @@ def plan(directory: Path) -> dict[str, Any]:
     for entry in entries:
         if (entry["phase"], entry["mark"]) == ("plan", "made") and {"container", "bundle", "target"} <= entry.keys():
             return entry
-    raise MigrateError(f"the journal {directory / 'journal'} is damaged: it does not tell what was planned")
+    raise MigrateError(
+        f"the journal {directory / 'journal'} is damaged: it does not tell what was planned",
+        hint="look on both hosts: runtime list. When one copy is where it should be, and runs, remove that directory",
+    )
 
 
 def target(directory: Path) -> dict[str, Any]:
@@ -92,6 +96,37 @@ def target(directory: Path) -> dict[str, Any]:
         return {**document, "container": str(document["container"]), "bundle": str(document["bundle"])}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise MigrateError(f"cannot read {path}: {e}") from e
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the records of a source tell of a move that was left behind.
+
+    `was_released`: the target is known to have run it. `ran_on`: the source is known to have let it go for good.
+    """
+
+    decision: Decision
+    was_released: bool
+    ran_on: bool
+
+
+def left(directory: Path) -> Left:
+    """Read what is left in the directory of a move; what is damaged makes it tell less, never something else. Raises: OSError."""
+    word = durable.read(directory / "decision")
+    decisions = {
+        None: Decision.NONE,
+        durable.UNDECIDED: Decision.NONE,
+        durable.REVOKED: Decision.NONE,
+        durable.COMMIT: Decision.COMMIT,
+    }
+    entries, _ = journal.read(directory / "journal")
+    marks = {(e["phase"], e["mark"]) for e in entries}
+    rolled_back = any(e["mark"] == "ended" and e.get("outcome") == Outcome.ROLLED_BACK for e in entries)
+    return Left(
+        decisions.get(word, Decision.DAMAGED),
+        bool({("commit", "released"), ("recover", "released")} & marks),
+        word == durable.REVOKED or rolled_back,
+    )
 
 
 def was_released(migration_id: str) -> bool:

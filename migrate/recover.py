@@ -17,6 +17,7 @@ from migrate.errors import Outcome
 class Decision(StrEnum):
     NONE = "none"
     COMMIT = "commit"
+    DAMAGED = "damaged"  # a word that is none of those that are ever written: it may have been either
 
 
 class Source(StrEnum):
@@ -104,6 +105,19 @@ TABLE: dict[tuple[Decision, Source, Target], Action] = {
     (_C, _G, _T.CRASHED): _A.FINISH,
     (_C, _G, _T.UNREACHABLE): _A.DOUBT,
 }
+
+
+def _of_either(source: Source, target: Target) -> Action:
+    """Return what is right whichever of the two a damaged word was."""
+    without, decided = TABLE[_N, source, target], TABLE[_C, source, target]
+    if without == decided:
+        return without
+    if source == Source.FROZEN and target == Target.HELD:
+        return Action.ROLL_BACK  # neither copy runs, and what is held there is ended first
+    return Action.SPLIT_BRAIN if (source, target) == (Source.RUNNING, Target.RUNNING) else Action.DOUBT
+
+
+TABLE.update({(Decision.DAMAGED, source, target): _of_either(source, target) for source in Source for target in Target})
 
 OUTCOMES: dict[Action, Outcome] = {
     Action.ROLL_BACK: Outcome.ROLLED_BACK,

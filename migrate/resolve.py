@@ -182,14 +182,14 @@ class _Work:
         )
 
     def _thaw(self) -> None:
-        if self._decision == Decision.COMMIT:
+        if self._decision != Decision.NONE:
             self._source.call("revoke")
             self._decision = Decision.NONE
         self._source.call("thaw")
         self._state = Source(self._source.call("look")["state"])
 
     def _roll_back(self, target: Session | None) -> tuple[bool, str]:
-        if self._decision == Decision.COMMIT and target is not None:
+        if self._decision != Decision.NONE and target is not None:
             # What could be released by a decision goes before the decision does.
             target.call("verdict", word="abort")
             self._thaw()
@@ -216,7 +216,7 @@ class _Work:
         return f"{self._container} runs on {self._source_name}"
 
     def _release(self, action: Action, target: Session) -> tuple[bool, str]:
-        if self._decision == Decision.NONE:
+        if self._decision != Decision.COMMIT:
             self._source.call("decide")
             self._decision = Decision.COMMIT
         if action == Action.RELEASE:
@@ -227,7 +227,7 @@ class _Work:
         return self._finish(Target.RUNNING, target)
 
     def _finish(self, state: Target, target: Session | None) -> tuple[bool, str]:
-        if self._decision == Decision.NONE:
+        if self._decision != Decision.COMMIT:
             self._source.call("decide")  # it runs there: that is the decision, whoever made it
         keep = bool(self._plan.get("keep_source"))
         settled = True

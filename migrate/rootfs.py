@@ -90,6 +90,18 @@ def _opened_parent(root_fd: int, path: bytes) -> Iterator[tuple[int, bytes]]:
         os.close(fd)
 
 
+def _open_regular(name: bytes, parent: int) -> int | None:
+    """Open a file for reading; None when it is no regular file. Raises: OSError."""
+    # To open a device does something already: what this is, is looked at before.
+    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if not stat.S_ISREG(os.fstat(path_fd).st_mode):
+            return None
+        return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(path_fd)
+
+
 class TreeSender:
     """Sends entries of one tree over a wire; `on_bytes` is called after each piece of content."""
 
@@ -150,10 +162,10 @@ class TreeSender:
         if not item.is_file:
             self._wire.send(Frame(entry=entry))
             return True
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        fd = _open_regular(name, parent)
+        if fd is None:
+            return False  # it was swapped for something else
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return False  # it was swapped for something else
             entry.size = os.fstat(fd).st_size
             self._wire.send(Frame(entry=entry))
             self._content(fd, entry.size)
@@ -232,9 +244,13 @@ class GrowingFile:
 
 
 class TreeReceiver:
-    """Writes entries below one directory; whoever sends them cannot reach anything else."""
+    """Writes entries below one directory; whoever sends them cannot reach anything else.
 
-    def __init__(self, root: Path) -> None:
+    With `flat` it takes regular files directly in the directory only, as the images of a checkpoint are: others write there, too.
+    """
+
+    def __init__(self, root: Path, flat: bool = False) -> None:
+        self._flat = flat
         self._root_fd = os.open(root, _DIRECTORY)
         self._buffer = memoryview(bytearray(PIECE_BYTES))
         # Times and modes of directories are set at the end: writing into one changes them.
@@ -282,6 +298,8 @@ class TreeReceiver:
                 self._remove(parent, name)
             self._directories.pop(entry.path, None)
             return
+        if self._flat and (b"/" in entry.path or not stat.S_ISREG(entry.mode) or entry.hard_link_to):
+            raise ProtocolError(f"the other side sent {os.fsdecode(entry.path)!r}, which is no plain file of a checkpoint")
         with _opened_parent(self._root_fd, entry.path) as (parent, name):
             self._make(entry, parent, name, wire)
 

@@ -15,7 +15,7 @@ from migrate.errors import ConnectionLost, ProtocolError, from_dict
 from migrate.host import Host
 from migrate.liveness import DEAD_AFTER_S, PING_EVERY_S
 from migrate.transport.local import local_agent
-from migrate.wire import Stream, Wire, greet
+from migrate.wire import Stream, Wire, greet, read_object
 from migrate.wire_pb2 import Call, Frame
 
 OnEvent = Callable[[str, dict[str, Any]], None]
@@ -82,22 +82,13 @@ class Session:
                 continue  # of a call that was interrupted
             if kind == "event" and frame.event.id == self._calls:
                 if on_event:
-                    on_event(frame.event.name, self._object(frame.event.fields))
+                    on_event(frame.event.name, read_object(frame.event.fields, self.name))
             elif kind == "reply" and frame.reply.id == self._calls:
-                return self._object(frame.reply.result)
+                return read_object(frame.reply.result, self.name)
             elif kind == "failure" and frame.failure.id == self._calls:
-                raise from_dict(self._object(frame.failure.error))
+                raise from_dict(read_object(frame.failure.error, self.name))
             else:
                 raise ProtocolError(f"{self.name} answered out of turn")
-
-    def _object(self, text: str) -> dict[str, Any]:
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise ProtocolError(f"{self.name} sent something that is no JSON") from e
-        if not isinstance(document, dict):
-            raise ProtocolError(f"{self.name} sent something else than an object")
-        return document
 
     def close(self) -> None:
         """End the conversation; the agent lets go of everything that is undecided. Idempotent."""

@@ -15,7 +15,7 @@ from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_d
 from migrate.manifest import Item, Manifest
 from migrate.rootfs import GrowingFile, TreeSender, scan
 from migrate.transport.local import FdStream
-from migrate.wire import Wire, greet
+from migrate.wire import Wire, greet, read_object
 from migrate.wire_pb2 import Call, EndOfTree, Frame
 
 _PROGRESS_EVERY_S = 0.2
@@ -66,11 +66,10 @@ class Shipper:
     def _answer(self) -> dict[str, Any]:
         frame = self._wire.receive()
         if frame.WhichOneof("body") == "failure":
-            raise from_dict(json.loads(frame.failure.error))
+            raise from_dict(read_object(frame.failure.error, "the target"))
         if frame.WhichOneof("body") != "reply":
             raise ProtocolError("the target answered out of turn")
-        result: dict[str, Any] = json.loads(frame.reply.result)
-        return result
+        return read_object(frame.reply.result, "the target")
 
     def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make a call that takes no content. Raises: MigrateError."""

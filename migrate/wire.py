@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -18,6 +19,24 @@ MAX_RAW_BYTES = 1 << 20
 # What is read and written at a time: small enough for the cache, large enough for few calls.
 PIECE_BYTES = 256 << 10
 _RAW = 1 << 31
+
+
+class Said(dict[str, Any]):
+    """What the other side answered. Raises: ProtocolError for what should be in it, and is not."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ProtocolError(f"the other side left out {key!r} in its answer")
+
+
+def read_object(text: str, who: str) -> Said:
+    """Read an object that another side sent. Raises: ProtocolError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ProtocolError(f"{who} sent something that is no JSON") from e
+    if not isinstance(document, dict):
+        raise ProtocolError(f"{who} sent something else than an object")
+    return Said(document)
 
 
 class Stream(Protocol):

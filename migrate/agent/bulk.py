@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -21,16 +20,17 @@ _PIECE_BYTES = 1 << 18
 
 
 class BulkSide(Side):
-    _receives_into: tuple[str, ...] = ()
+    _bundle = ""
+    _images = ""
     _relays: FdStream | None = None
 
     def attach(self, migration_id: str) -> None:
         """Make this agent the bulk end of a move that another agent of this host has prepared."""
         try:
-            allowed = json.loads((places.working(migration_id) / ALLOWED).read_text())
+            self._bundle = (places.working(migration_id) / ALLOWED).read_text()
         except OSError as e:
             raise ProtocolError(f"no move {migration_id} was prepared here") from e
-        self._receives_into = tuple(allowed)
+        self._images = str(places.images(migration_id))
         self._live_with(migration_id)
 
     def _live_with(self, migration_id: str) -> None:
@@ -42,9 +42,9 @@ class BulkSide(Side):
 
     def receive_tree(self, root: str) -> dict[str, Any]:
         """Take a tree into one of the directories that were prepared for it."""
-        if root not in self._receives_into:
-            raise ProtocolError(f"{root} was not prepared for this move")
-        receiver = TreeReceiver(Path(root))
+        if not root or root not in (self._bundle, self._images):
+            raise ProtocolError(f"{root!r} was not prepared for this move")
+        receiver = TreeReceiver(Path(root), flat=root == self._images)
         try:
             receiver.receive(self.wire)
         finally:

@@ -14,7 +14,7 @@ from migrate import command, durable, places, probe, records
 from migrate.agent.side import Side
 from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
-from migrate.journal import read as read_journal
+from migrate.recover import Decision
 from migrate.ship import Shipper
 from migrate.transport.local import FdStream, ProcessStream
 from migrate.warm import warm
@@ -217,11 +217,11 @@ class SourceSide(Side):
         """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known."""
         migration = self._migration()
         self._decided = True
-        durable.write(places.decision(migration), "commit")
+        durable.write(places.decision(migration), durable.COMMIT)
 
     def revoke(self) -> None:
         """Take the decision back: it is certain that the target does not run. Idempotent."""
-        durable.write(places.decision(self._migration()), "revoked")
+        durable.write(places.decision(self._migration()), durable.REVOKED)
         self._decided = False
 
     def kill(self) -> None:
@@ -251,13 +251,9 @@ class SourceSide(Side):
         plan = records.plan(directory)
         self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
-        decision = "none"
         try:
-            # A word that is none of these was damaged. It may have been the decision.
-            word = durable.read(places.decision(migration_id))
-            if word not in (None, durable.UNDECIDED, "revoked"):
-                decision, self._decided = "commit", True
-            entries, _ = read_journal(directory / "journal")
+            left = records.left(directory)
+            self._decided = left.decision != Decision.NONE
             self._journal = Journal(directory)
         except OSError as e:
             self._leave()
@@ -265,13 +261,12 @@ class SourceSide(Side):
         except BaseException:
             self._leave()
             raise
-        marks = {(e["phase"], e["mark"]) for e in entries}
         return {
-            "decision": decision,
+            "decision": left.decision,
             "state": self.look(),
             "plan": plan,
-            "was_released": bool({("commit", "released"), ("recover", "released")} & marks),
-            "ran_on": word == "revoked" or record.outcome == "ROLLED_BACK",
+            "was_released": left.was_released,
+            "ran_on": left.ran_on,
         }
 
     def look(self) -> str:

@@ -75,8 +75,7 @@ class TargetSide(Side):
             path.mkdir(mode=0o700)
             self._inode = path.stat().st_ino
             self._note(directory, {**note, "inode": self._inode})
-            allowed = [bundle, str(places.images(migration_id))]
-            (places.working(migration_id) / ALLOWED).write_text(json.dumps(allowed))
+            (places.working(migration_id) / ALLOWED).write_text(bundle)
         except OSError as e:
             with contextlib.suppress(MigrateError):
                 self.discard()
@@ -129,12 +128,12 @@ class TargetSide(Side):
     @staticmethod
     def _ran(word: Path) -> None:
         with contextlib.suppress(OSError):
-            durable.write(word, "ran", sync=False)
+            durable.write(word, durable.RAN, sync=False)
 
     @staticmethod
     def _write_released(word: Path) -> None:
         try:
-            durable.write(word, "released")
+            durable.write(word, durable.RELEASED)
         except OSError:
             with contextlib.suppress(OSError):
                 durable.write(word, durable.UNDECIDED)
@@ -265,9 +264,14 @@ class TargetSide(Side):
         state = command.state(self._container)
         status = None if state is None else state["status"]
         # Somebody may have paused it since it ran; what was not released, or not let go of yet, stands still, too.
-        if status == "running" or (status == "paused" and word not in (None, durable.UNDECIDED, "released")):
+        if status == "running" or (status == "paused" and word == durable.RAN):
             self._released = True
             return "running"
+        if word not in (None, durable.UNDECIDED, durable.RELEASED, durable.RAN):
+            raise MigrateError(
+                f"{places.released(migration)} is damaged: it is not known whether {self._container} was let run here",
+                hint=f"runtime state {self._container} shows what is here",
+            )
         if status == "paused":
             return "held"
         if records.was_released(migration):

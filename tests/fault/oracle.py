@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.bed import BUNDLES, Bed
+from tests.helpers.bed import BUNDLES, ROOT, Bed
 from tests.helpers.bundle import BundleMaker, assert_gapless, numbers
 from tests.helpers.oci import wait_for
 
@@ -21,7 +23,7 @@ NAME = "c"
 BUNDLE = f"{BUNDLES}/{NAME}"
 HOSTS = ("host1", "host2")
 COUNTING = (
-    "sleep 10000 | nc -l -p 77 >>/count & sleep 0.1; i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done | nc 127.0.0.1 77"
+    "sleep 10000 | nc -l -p 77 >>/count & sleep 0.1; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done | nc 127.0.0.1 77"
 )
 FLAGS = ("--tcp-established",)
 # A host that says nothing for so long counts as gone: short, so that many cases fit into a run.
@@ -32,12 +34,38 @@ def other(host: str) -> str:
     return HOSTS[1 - HOSTS.index(host)]
 
 
+class Witness:
+    """What a host holds, asked of one process inside it, which goes down with it."""
+
+    def __init__(self, bed: Bed, host: str) -> None:
+        self._argv = bed.argv(host, sys.executable, "-P", str(ROOT / "tests/fault/witness.py"))
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, question: str) -> Any:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._process = subprocess.Popen(self._argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(f"{question}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, f"the witness ended when it was asked for its {question}"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        if self._process:
+            with self._process:
+                self._process.kill()
+            self._process = None
+
+
 class World:
     """The bed, and where the container runs in it."""
 
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         self.at = ""
+        self._witnesses = {host: Witness(bed, host) for host in HOSTS}
         self.clean: dict[str, dict[str, list[str]]] = {}
         self.begin()
 
@@ -45,7 +73,7 @@ class World:
         """Have the container run on host1, anew, and nothing else anywhere."""
         for host in HOSTS:
             self.bed.mend(host)
-            for container in self.bed.ok(host, "runtime", "list", "--quiet").split():
+            for container in self.containers(host):
                 self.bed.run(host, "runtime", "delete", "--force", container)
             self.end_agents(host)
             self.bed.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry/migrate /var/lib/ferry/migrations; mkdir -p {BUNDLES}")
@@ -63,19 +91,22 @@ class World:
 
     def processes(self, host: str, kind: str) -> list[int]:
         """Return the processes of a host, by their pids on this machine: agents, holders of the runtime, or CRIU."""
-        namespace = os.readlink(f"/proc/{self.pid_of(host)}/ns/mnt")
+        # CRIU and its holder are in mount namespaces below the host's: what tells hosts apart is the UTS namespace.
+        uts = os.readlink(f"/proc/{self.pid_of(host)}/ns/uts")
         words = {"agent": (b"migrate.agent", b"agent"), "runtime": (b"--hold",), "criu": (b"swrk",)}[kind]
+        title = b"criu: "  # which CRIU gives itself, with what it is doing
         found = []
-        for entry in Path("/proc").glob("[0-9]*"):
+        for entry in os.listdir("/proc"):
             try:
-                argv = (entry / "cmdline").read_bytes().split(b"\0")
-                named = any(w in argv for w in words) and (kind != "agent" or any(b"python" in a for a in argv[:1]))
-                # CRIU and its holder are in mount namespaces below the host's: what counts is the network, or the UTS name.
-                if named and os.readlink(entry / "ns/uts") == os.readlink(f"/proc/{self.pid_of(host)}/ns/uts"):
-                    found.append(int(entry.name))
+                if not entry.isdigit() or os.readlink(f"/proc/{entry}/ns/uts") != uts:
+                    continue
+                argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-        assert namespace
+            if (kind == "criu" and any(a.startswith(title) for a in argv)) or (
+                any(w in argv for w in words) and (kind != "agent" or b"python" in argv[0])
+            ):
+                found.append(int(entry))
         return found
 
     def pid_of(self, host: str) -> int:
@@ -90,9 +121,16 @@ class World:
         wait_for(lambda: len(self.counted(self.at)) > before + 2, f"counting on {self.at}", 20)
         assert_gapless(self.counted(self.at))
 
+    def containers(self, host: str) -> dict[str, str]:
+        found: dict[str, str] = self._witnesses[host]("containers")
+        return found
+
+    def unfinished(self, host: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._witnesses[host]("unfinished")
+        return found
+
     def _inventory(self, host: str) -> dict[str, list[str]]:
-        found = self.bed.inventory(host)
-        del found["PROCESSES"]
+        found: dict[str, list[str]] = self._witnesses[host]("inventory")
         own = {
             "/run/criu.kdat",
             "/run/ferry",
@@ -107,7 +145,7 @@ class World:
         return found
 
     def running(self) -> list[str]:
-        return [h for h in HOSTS if self.bed.status(h, NAME) == "running"]
+        return [h for h in HOSTS if self.containers(h).get(NAME) == "running"]
 
     def recover(self, host: str, *options: str) -> list[dict[str, Any]]:
         """Recover what a host knows of; what cannot be done yet, since something is still ending, is tried again."""
@@ -119,17 +157,22 @@ class World:
             time.sleep(1)
         return rows
 
-    def open_moves(self, host: str) -> list[dict[str, Any]]:
-        moves: list[dict[str, Any]] = json.loads(self.bed.ok(host, "migrate", "status", "--json"))["moves"]
-        return moves
+    def state_of_move(self, host: str) -> str:
+        """Return what `migrate status` says of the one move that is not over."""
+        (row,) = json.loads(self.bed.ok(host, "migrate", "status", "--json"))["moves"]
+        return str(row["state"])
+
+    def close(self) -> None:
+        for witness in self._witnesses.values():
+            witness.close()
 
     def nothing_is_left(self) -> None:
         """One copy, and nothing of the move but its records."""
         for host in HOSTS:
-            containers = self.bed.ok(host, "runtime", "list", "--quiet").split()
-            assert containers == ([NAME] if host == self.at else []), f"containers on {host}: {containers}"
+            containers = self.containers(host)
+            assert list(containers) == ([NAME] if host == self.at else []), f"containers on {host}: {containers}"
             assert self.bed.path(host, BUNDLE).exists() == (host == self.at), f"the bundle on {host}"
-            assert self.open_moves(host) == [], f"moves that are not over on {host}: {self.open_moves(host)}"
+            assert self.unfinished(host) == [], f"moves that are not over on {host}: {self.unfinished(host)}"
             left = [f"{k} {p}" for k in ("agent", "runtime", "criu") for p in self.processes(host, k)]
             assert left == [], f"processes on {host}: {left}"
             now = self._inventory(host)

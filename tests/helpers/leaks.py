@@ -7,6 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+# podman makes these at its first container, and keeps them.
+OTHERS = ("/libpod_parent", "/libpod_parent/conmon")
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -18,7 +21,9 @@ class Snapshot:
     @classmethod
     def take(cls) -> Snapshot:
         mounts = frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        cgroups = frozenset(base for base, _, _ in os.walk("/sys/fs/cgroup") if "/process_api" not in base)
+        cgroups = frozenset(
+            base for base, _, _ in os.walk("/sys/fs/cgroup") if not base.endswith(OTHERS) and "/process_api" not in base
+        )
         netns = frozenset(os.listdir("/run/netns")) if Path("/run/netns").exists() else frozenset()
         return cls(mounts, cgroups, netns, frozenset(_processes()))
 

@@ -75,6 +75,15 @@ def test_the_design(row: tuple[str, str, str], action: str) -> None:
     assert decide(Decision(row[0]), Source(row[1]), Target(row[2])) == action
 
 
+@pytest.mark.parametrize(("source", "target"), list(product(Source, Target)), ids="-".join)
+def test_a_damaged_decision_is_taken_for_neither(source: Source, target: Target) -> None:
+    """What is done is what either word asks for, or it is safe without knowing: both copies stand still, or nothing is touched."""
+    action = decide(Decision.DAMAGED, source, target)
+    words = {decide(d, source, target) for d in (Decision.NONE, Decision.COMMIT)}
+    still = (source, target) == (Source.FROZEN, Target.HELD)
+    assert words == {action} or still or action in (Action.DOUBT, Action.SPLIT_BRAIN)
+
+
 @pytest.mark.parametrize("word", ["source", "target", "nowhere"])
 @pytest.mark.parametrize(("source", "target"), list(product(Source, Target)), ids="-".join)
 def test_what_is_seen_is_not_overruled(word: str, source: Source, target: Target) -> None:
