@@ -128,3 +128,26 @@ def test_a_move_there_and_back(vms: Vms, tmp_path: Path) -> None:
         assert (report["outcome"], report["source"], report["target"]) == ("COMPLETED", here, there)
         runs_on(vms, there, here)
     vms.clean()
+
+
+def test_a_decided_move_goes_on_when_its_source_boots_again(vms: Vms, tmp_path: Path) -> None:
+    """The plug is pulled right after the decision: the unit that runs at boot finds it on disk, and has the target released."""
+    vms.clean()
+    vms.put(BundleMaker(tmp_path)(*counter(sleep_s=0.1)), "node1", f"{BUNDLES}/counter")
+    vms.detached("node1", "run", "--detach", "--bundle", f"{BUNDLES}/counter", "counter")
+    stopping = "FERRY_FAULT=commit.decided:after setsid migrate move counter node2 </dev/null >/dev/null 2>&1 &"
+    vms.shell("node1", stopping)
+    vms.shell("node1", "for i in $(seq 600); do ps -C migrate -o stat= | grep -q ^T && exit; sleep 0.2; done; exit 1")
+    assert vms.containers("node2") == {"counter": "paused"}, "prepared, and not released"
+    vms.reset("node1")
+    deadline = time.monotonic() + 240
+    while vms.containers("node2") != {"counter": "running"} or vms.containers("node1") or "counter" in _moves(vms, "node1"):
+        assert time.monotonic() < deadline, vms.run("node1", "journalctl", "--no-pager", "-u", "ferry-recover").stdout
+        time.sleep(1)
+    runs_on(vms, "node2", "node1")
+    assert "counter" not in _moves(vms, "node2")
+    vms.clean()
+
+
+def _moves(vms: Vms, node: str) -> str:
+    return vms.ok(node, "migrate", "status")
