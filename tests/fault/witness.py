@@ -47,7 +47,7 @@ def inventory() -> dict[str, list[str]]:
         "CGROUPS": [
             f"{base}/{d}" for base, directories, _ in os.walk("/sys/fs/cgroup") for d in directories if base.count("/") > 3
         ],
-        "RULES": [*_lines("nft", "list", "ruleset"), *_lines("ip", "-o", "link", "show")],
+        "RULES": [*_lines("nft", "list", "ruleset"), *(line.split("@")[0].split()[0] for line in _lines("ip", "-o", "-br", "link"))],
         "NETNS": [f.name for f in netns.iterdir()] if netns.exists() else [],
         "FILES": files,
     }
