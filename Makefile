@@ -4,12 +4,13 @@
 # make test-vm      the tests with two such guests: memory tracking, moves from kernel to kernel
 # make test-fault   every fault at every entry of a move's journal: one class of faults, which one goes round with the commits
 # make test-fault-all   all classes
+# make test-fault-mutants   builds that are broken on purpose, each of which the faults must find
 # make box     the box for vagrant/, out of the guests' image
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
 # make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
-.PHONY: demo test test-guest test-vm test-fault test-fault-all box check setup bench bench-checkpoint wire
+.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants box check setup bench bench-checkpoint wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -41,11 +42,15 @@ test-vm:
 	@scripts/install-python
 	$(bin)/pytest tests/vm
 
+faults := tests/fault/test_every_entry.py
 test-fault: setup
-	$(bin)/pytest -s tests/fault
+	$(bin)/pytest -s $(faults)
 
 test-fault-all: setup
-	FERRY_FAULTS=all $(bin)/pytest -s tests/fault
+	FERRY_FAULTS=all $(bin)/pytest -s $(faults)
+
+test-fault-mutants: setup
+	$(bin)/pytest -s tests/fault/test_mutants.py
 
 box:
 	@scripts/box

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate import command, durable, places, probe, records
-from migrate.agent.side import Side
+from migrate.agent.side import Side, wipe
 from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
 from migrate.recover import Decision
@@ -89,6 +89,8 @@ class SourceSide(Side):
         except MigrateError as e:
             errors.append(e)
         if settled:
+            # Whoever ends between the two leaves a move that is found again, never images that nobody knows of.
+            wipe(places.working(migration))
             records.close(migration)
         if errors:
             raise errors[0]

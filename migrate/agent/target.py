@@ -21,7 +21,7 @@ from typing import Any
 
 from migrate import command, durable, locks, places, probe, records
 from migrate.agent.bulk import ALLOWED
-from migrate.agent.side import Side, checked_flags
+from migrate.agent.side import Side, checked_flags, wipe
 from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
 from migrate.warm import warm
 
@@ -148,6 +148,7 @@ class TargetSide(Side):
         migration = self._migration()
         if not records.was_released(migration):
             raise ProtocolError("the container was not released here")
+        wipe(places.working(migration))
         records.close(migration)
         self._leave()
 
@@ -172,6 +173,7 @@ class TargetSide(Side):
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
         self._remove_bundle()
+        wipe(places.working(self._id))
         shutil.rmtree(places.history(self._id), ignore_errors=True)
         self._leave()
 

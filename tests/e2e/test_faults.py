@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.e2e.test_move import BUNDLE, NAME, count, make, runs_on
-from tests.helpers.bed import BUNDLES, Bed
+from tests.helpers.bed import BUNDLES, NO_REMAINS, Bed
 from tests.helpers.bundle import assert_gapless, numbers
 from tests.helpers.cpu import of_everything
 from tests.helpers.oci import wait_for
+from tests.helpers.stopped import Stopped
 
 REFUSED, ROLLED_BACK, IN_DOUBT = 3, 4, 5
 PHASES = ("prepare", "precopy", "freeze", "ship", "restore")
@@ -37,18 +38,7 @@ def counting(bed: Bed) -> Iterator[Bed]:
 
 def _target(bed: Bed) -> dict[str, list[str]]:
     found = bed.inventory("host2")
-    # Empty directories of Ferry's own and CRIU's note on the kernel are no remains of a move.
-    own = {
-        "/run/criu.kdat",
-        "/run/ferry",
-        "/run/ferry/migrate",
-        "/run/ferry/migrate/locks",
-        "/run/ferry/migrate/slots",
-        "/run/ferry/runtime",
-        "/var/lib/ferry",
-        BUNDLES,
-    }
-    found["FILES"] = [f for f in found["FILES"] if f not in own]
+    found["FILES"] = [f for f in found["FILES"] if f not in NO_REMAINS]
     del found["PROCESSES"]
     containers = bed.ok("host2", "runtime", "list", "--quiet").split()
     return {**found, "CONTAINERS": containers}
@@ -241,44 +231,17 @@ def test_no_space_is_found_before(counting: Bed) -> None:
     runs_on(counting, "host1")
 
 
-class Stopped:
-    """A move that has stopped itself at an entry of its journal, for the test to break something."""
-
-    def __init__(self, bed: Bed, entry: str, *options: str) -> None:
-        self.bed = bed
-        argv = bed.argv("host1", "env", f"FERRY_FAULT={entry}", "migrate", "move", "--json", *options, NAME, "host2")
-        self._process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.pid = self._find()
-
-    def _find(self) -> int:
-        """Wait until the move has stopped, and with it the nsenter around it, which stops when its child does."""
-        found: list[int] = []
-
-        def stopped() -> bool:
-            assert self._process.poll() is None, self._process.communicate()
-            for entry in Path("/proc").glob("[0-9]*"):
-                try:
-                    if b"bin/migrate\0move" in (entry / "cmdline").read_bytes() and _is_stopped(int(entry.name)):
-                        found[:] = [int(entry.name)]
-                except OSError:
-                    continue
-            return bool(found) and _is_stopped(self._process.pid)
-
-        wait_for(stopped, "the stop", 30)
-        return found[0]
-
-    def go_on(self) -> tuple[int, dict[str, Any]]:
-        for pid in (self._process.pid, self.pid):
-            os.kill(pid, signal.SIGCONT)
-        out, err = self._process.communicate(timeout=100)
-        assert out, (self._process.returncode, err)
-        return self._process.returncode, json.loads(out)
+def _stopped(bed: Bed, entry: str, *options: str) -> Stopped:
+    """Return a move that has stopped itself at an entry of its journal, for the test to break something."""
+    move = Stopped(bed, "host1", entry, "migrate", "move", "--json", *options, NAME, "host2")
+    assert not move.ended, move.go_on()
+    return move
 
 
-def _is_stopped(pid: int) -> bool:
-    return ") T " in Path(f"/proc/{pid}/stat").read_text()
+def _go_on(move: Stopped) -> tuple[int, dict[str, Any]]:
+    status, out, err = move.go_on()
+    assert out, (status, err)
+    return status, json.loads(out)
 
 
 def _cut_ssh(bed: Bed) -> None:
@@ -296,9 +259,9 @@ def _cut_ssh(bed: Bed) -> None:
 def test_ssh_is_lost(counting: Bed, phase: str, moment: str) -> None:
     if (phase, moment) == ("prepare", "intent:after"):
         moment = "intent:before"
-    move = Stopped(counting, f"{phase}.{moment}")
+    move = _stopped(counting, f"{phase}.{moment}")
     _cut_ssh(counting)
-    status, report = move.go_on()
+    status, report = _go_on(move)
     assert (status, report["outcome"]) == (ROLLED_BACK, "ROLLED_BACK"), report
     assert "lost" in report["error"]["message"] or "no Ferry agent" in report["error"]["message"], report["error"]
     runs_on(counting, "host1")
@@ -306,9 +269,9 @@ def test_ssh_is_lost(counting: Bed, phase: str, moment: str) -> None:
 
 def test_ssh_is_lost_after_the_decision(counting: Bed) -> None:
     """The target is prepared, and waits: it is told over a new connection."""
-    move = Stopped(counting, "commit.decided:after")
+    move = _stopped(counting, "commit.decided:after")
     _cut_ssh(counting)
-    status, report = move.go_on()
+    status, report = _go_on(move)
     assert (status, report["outcome"], report["settled"]) == (0, "COMPLETED", True), report
     assert report["recovered"]["code"] == "connection-lost"
     runs_on(counting, "host2")
@@ -317,9 +280,9 @@ def test_ssh_is_lost_after_the_decision(counting: Bed) -> None:
 
 def test_ssh_is_lost_after_the_release(counting: Bed) -> None:
     """It runs on the target: the move goes forward, whatever cannot be asked any more."""
-    move = Stopped(counting, "commit.released:before")
+    move = _stopped(counting, "commit.released:before")
     _cut_ssh(counting)
-    status, report = move.go_on()
+    status, report = _go_on(move)
     assert (status, report["outcome"]) == (0, "COMPLETED"), report
     runs_on(counting, "host2")
     counting.move("host2", NAME, "host1")
@@ -327,10 +290,10 @@ def test_ssh_is_lost_after_the_release(counting: Bed) -> None:
 
 @pytest.mark.timeout(400)
 def test_the_network_is_gone_for_good(counting: Bed) -> None:
-    move = Stopped(counting, "freeze.intent:after")
+    move = _stopped(counting, "freeze.intent:after")
     counting.ok("host2", "ip", "link", "set", "eth0", "down")
     try:
-        status, report = move.go_on()
+        status, report = _go_on(move)
         assert (status, report["outcome"]) == (ROLLED_BACK, "ROLLED_BACK"), report
         at = numbers(count(counting, "host1"))
         wait_for(lambda: len(numbers(count(counting, "host1"))) > len(at), "counting on host1")
@@ -351,9 +314,9 @@ def test_the_network_is_gone_for_good(counting: Bed) -> None:
 def test_the_targets_disk_fills_up(counting: Bed, entry: str, place: str) -> None:
     counting.ok("host2", "sh", "-c", f"mkdir -p {place} && mount -t tmpfs -o size=64m small {place}")
     try:
-        move = Stopped(counting, entry)
+        move = _stopped(counting, entry)
         counting.run("host2", "sh", "-c", f"dd if=/dev/zero of={place}/filler bs=4096 2>/dev/null; echo x >>{place}/filler")
-        status, report = move.go_on()
+        status, report = _go_on(move)
         assert (status, report["outcome"]) == (ROLLED_BACK, "ROLLED_BACK"), report
         assert "No space left on device" in report["error"]["message"] + str(report["undo_errors"])
     finally:
@@ -365,9 +328,9 @@ def test_the_targets_disk_fills_up(counting: Bed, entry: str, place: str) -> Non
 @pytest.mark.parametrize("phase", [*PHASES, "commit"])
 def test_interrupted(counting: Bed, phase: str) -> None:
     """^C before the decision rolls back; after it, the move goes forward."""
-    move = Stopped(counting, "commit.decided:after" if phase == "commit" else f"{phase}.intent:after")
+    move = _stopped(counting, "commit.decided:after" if phase == "commit" else f"{phase}.intent:after")
     os.kill(move.pid, signal.SIGINT)
-    status, report = move.go_on()
+    status, report = _go_on(move)
     if phase == "commit":
         assert (status, report["outcome"]) == (0, "COMPLETED"), report
         runs_on(counting, "host2")
@@ -379,9 +342,9 @@ def test_interrupted(counting: Bed, phase: str) -> None:
 
 
 def test_two_moves_at_once(counting: Bed) -> None:
-    first = Stopped(counting, "freeze.intent:before")
+    first = _stopped(counting, "freeze.intent:before")
     _fails(counting, REFUSED, "is being moved already")
-    status, _ = first.go_on()
+    status, _ = _go_on(first)
     assert status == 0
     runs_on(counting, "host2")
     counting.move("host2", NAME, "host1")
@@ -390,10 +353,17 @@ def test_two_moves_at_once(counting: Bed) -> None:
 CONNECTING = "sleep 1000 | nc -l -p 77 & while ! test -e /connect; do sleep 0.02; done; sleep 1000 | nc 127.0.0.1 77"
 
 
+def _connect(bed: Bed) -> None:
+    """Have the container make its connection, to itself."""
+    (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
+    tables = f"/proc/{json.loads(bed.ok('host1', 'runtime', 'state', NAME))['pid']}/net/tcp"
+    established = " 01 "
+    wait_for(lambda: bed.ok("host1", "cat", tables).count(established) >= 2, "the connection", 30)
+
+
 def test_what_cannot_be_dumped_is_found_before(bed: Bed) -> None:
     make(bed, "sh", "-c", CONNECTING)
-    (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
-    time.sleep(1)
+    _connect(bed)
     _fails(bed, REFUSED, "an open TCP connection", "tcp-established")
     assert bed.status("host1", NAME) == "running" and bed.status("host2", NAME) is None
 
@@ -401,10 +371,9 @@ def test_what_cannot_be_dumped_is_found_before(bed: Bed) -> None:
 def test_a_dump_that_criu_refuses(bed: Bed) -> None:
     """The connection is made when the preflight is over."""
     make(bed, "sh", "-c", CONNECTING)
-    stopped = Stopped(bed, "prepare.result:after")
-    (bed.path("host1", BUNDLE) / "rootfs/connect").touch()
-    time.sleep(1)
-    status, report = stopped.go_on()
+    stopped = _stopped(bed, "prepare.result:after")
+    _connect(bed)
+    status, report = _go_on(stopped)
     assert status == ROLLED_BACK and report["undo_errors"] == []
     text = f"{report['error']['message']} {report['error']['hint']}"
     assert "Connected TCP socket" in text and "[tcp-established]" in text

@@ -6,6 +6,7 @@ a comma-separated list); without it one class is run, which one goes round with 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -26,12 +28,14 @@ pytestmark = [pytest.mark.ferry, pytest.mark.timeout(3000)]
 
 @dataclass
 class Case:
-    """One fault at one place. `source` and `target` are hosts; `released` says whether the place is after the release."""
+    """One fault at one place. `source` and `target` are hosts; what the move had done before the place, the other fields say."""
 
     world: World
     source: str
     target: str
     place: str
+    dumped: bool
+    decided: bool
     released: bool
     struck: bool = True
     lost: bool = False  # the host that it ran on went down
@@ -179,15 +183,22 @@ def places(world: World) -> list[str]:
     return [p for p in found if not only or any(word in p for word in only.split(","))]
 
 
+def reached(place: str) -> list[bool]:
+    """Say whether a move has dumped the container, decided, and released it, when it gets to a place."""
+    order = ("plan", "prepare", "precopy", "freeze", "ship", "restore", "commit", "finish", "move")
+    entry, when = place.split(":")
+    phase, mark = entry.split(".")
+    at = (order.index(phase), ["made", "intent", "decided", "released", "result", "ended"].index(mark), when == "after")
+    return [at >= (order.index(phase), mark, False) for phase, mark in (("freeze", 4), ("commit", 2), ("commit", 3))]
+
+
 @pytest.mark.parametrize("name", _chosen())
 def test_every_entry(world: World, places: list[str], name: str, record_property: Callable[[str, object], None]) -> None:
     """Go on to the next place when one fails: the whole table is worth more than the first failure."""
     outcomes: dict[str, int] = {}
     failures = []
-    released = places.index("commit.released:before") if "commit.released:before" in places else len(places)
-    for number, place in enumerate(places):
-        after = number >= released or place.startswith(("finish", "move", "commit.result", "commit.released"))
-        case = Case(world, world.at, other(world.at), place, after)
+    for place in places:
+        case = Case(world, world.at, other(world.at), place, *reached(place))
         try:
             outcome = _run(case, CLASSES[name])
         except (AssertionError, subprocess.SubprocessError, OSError, ValueError, KeyError) as e:
@@ -206,18 +217,26 @@ def test_every_entry(world: World, places: list[str], name: str, record_property
 
 
 def _run(case: Case, fault: Callable[[Case, Stopped], None]) -> str:
+    world, reboots = case.world, "reboots" in fault.__name__
+    # It is read when it has been deleted, too. But a busy file system cannot be unplugged.
+    with contextlib.nullcontext() if reboots else world.bed.path(case.source, f"{BUNDLE}/rootfs/ticks").open("rb") as ticks:
+        return _strike(case, fault, ticks)
+
+
+def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO | None) -> str:
     world = case.world
-    before = world.counted(case.source)[-1]
     move = Stopped(world.bed, case.source, case.place, "migrate", "move", "--json", *FLAGS, NAME, case.target, env=ENV)
     assert not move.ended, f"the move was over before {case.place}: {move.go_on()}"
+    dumped_at = os.fstat(ticks.fileno()).st_size if ticks else 0
     try:
         fault(case, move)
+        time.sleep(0.25)  # what now runs, and should not, has time to show it
     finally:
         status, out, err = move.go_on()
     case.notes.append(f"status {status}: {out[-700:]} {err[-300:]}")
     report = json.loads(out) if out.startswith("{") else None
-    if case.lost or "reboots" in fault.__name__:
-        return _after_a_reboot(case, before)
+    if ticks is None:
+        return _after_a_reboot(case)
     assert len(world.running()) <= 1, "two copies run"
     world.recover(case.source)
     if case.heal:
@@ -232,6 +251,9 @@ def _run(case: Case, fault: Callable[[Case, Stopped], None]) -> str:
         expected = case.target if report["outcome"] == "COMPLETED" else case.source
         assert running == [expected], f"{report['outcome']}, and it runs on {running}"
     _holds(case, running[0])
+    if case.dumped and running == [case.target]:
+        last = os.fstat(ticks.fileno()).st_size
+        assert last == dumped_at, f"the source went on to {last} after its dump at {dumped_at}, and it runs on the target"
     if not case.struck:
         return "nothing to strike"
     return "runs on the target" if running[0] == case.target else "runs on the source"
@@ -252,9 +274,11 @@ def _holds(case: Case, at: str) -> None:
     case.world.nothing_is_left()
 
 
-def _after_a_reboot(case: Case, before: int) -> str:
+def _after_a_reboot(case: Case) -> str:
     world = case.world
     world.recover(case.source)
+    if case.decided and NAME in world.containers(case.target):
+        assert world.running() == [case.target], "it was decided, and does not run"
     if len(world.running()) == 0 and NAME in world.containers(case.target):
         # The source went down between the dump and the decision, and the only copy is held: a person's word is asked for.
         (move,) = world.unfinished(case.source)

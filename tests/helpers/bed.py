@@ -9,6 +9,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = "/var/lib/ferry/bundles"
+# Empty directories of Ferry's own and CRIU's note on the kernel are no remains of a move.
+NO_REMAINS = {
+    *(
+        f"/run/{name}"
+        for name in ("criu.kdat", "ferry", "ferry/migrate", "ferry/migrate/locks", "ferry/migrate/slots", "ferry/runtime")
+    ),
+    "/var/lib/ferry",
+    BUNDLES,
+}
 
 
 class Bed:

@@ -1,14 +1,20 @@
-"""What the machine holds besides files: the tests compare it before and after."""
+"""What the machine holds besides files: the tests compare it before and after.
+
+What belongs to a bed (scripts/bed) is left out: those look after themselves, and may come and go beside other tests.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 # podman makes these at its first container, and keeps them.
 OTHERS = ("/libpod_parent", "/libpod_parent/conmon")
+_BED = re.compile(r"/ferry-[a-z0-9-]+-(host1|host2)\b|^ferry-[a-z0-9-]+-(host1|host2|client|switch)$|^/var/tmp/ferry-")
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,10 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
-        mounts = frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        cgroups = frozenset(
-            base for base, _, _ in os.walk("/sys/fs/cgroup") if not base.endswith(OTHERS) and "/process_api" not in base
-        )
-        netns = frozenset(os.listdir("/run/netns")) if Path("/run/netns").exists() else frozenset()
-        return cls(mounts, cgroups, netns, frozenset(_processes()))
+        mounts = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        cgroups = (base for base, _, _ in os.walk("/sys/fs/cgroup") if not base.endswith(OTHERS) and "/process_api" not in base)
+        netns = os.listdir("/run/netns") if Path("/run/netns").exists() else []
+        return cls(_without_beds(mounts), _without_beds(cgroups), _without_beds(netns), frozenset(_processes()))
 
     def _difference(self, before: Snapshot) -> list[str]:
         left = [f"mount {m}" for m in self.mounts - before.mounts]
@@ -46,6 +50,10 @@ class Snapshot:
         return []
 
 
+def _without_beds(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in names if not _BED.search(name))
+
+
 def _processes() -> set[tuple[int, str]]:
     """Every process inside a container or a bed, and every one of Ferry's; the machine's others come and go."""
     found = set()
@@ -57,6 +65,8 @@ def _processes() -> set[tuple[int, str]]:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             state = (entry / "stat").read_text(errors="replace").rsplit(")", 1)[1].split()[0]
             inside = os.readlink(entry / "ns/pid") != own
+            if _BED.search((entry / "cgroup").read_text()):
+                continue
         except OSError:
             continue
         ours = any(
