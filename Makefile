@@ -4,13 +4,14 @@
 # make test-vm      the tests with two such guests: memory tracking, moves from kernel to kernel
 # make test-fault   every fault at every entry of a move's journal: one class of faults, which one goes round with the commits
 # make test-fault-all   all classes
+# make soak   ten minutes of moves to and fro, with faults at random from a seed that is printed
 # make test-fault-mutants   builds that are broken on purpose, each of which the faults must find
 # make box     the box for vagrant/, out of the guests' image
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
 # make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
-.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants box check setup bench bench-checkpoint wire
+.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants test-runtime test-moves soak box check setup bench bench-checkpoint wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -28,9 +29,20 @@ check:
 	$(bin)/mypy
 	$(bin)/pytest -q tests/unit
 
+faults := tests/fault/test_every_entry.py
+
+# Two lanes side by side: the second one has hosts of its own, so neither sees what the other does.
 test: setup check
 	@scripts/install-packages --tests
-	$(bin)/pytest tests/fuzz tests/integration tests/e2e
+	@$(MAKE) --no-print-directory --output-sync=target -j2 test-runtime test-moves
+
+test-runtime:
+	$(bin)/pytest tests/fuzz tests/integration
+
+test-moves:
+	$(bin)/pytest -s $(faults)
+	$(bin)/pytest tests/e2e
+	$(bin)/pytest -s tests/fault/test_soak.py --soak-minutes 1
 	@$(MAKE) --no-print-directory test-guest
 	@$(MAKE) --no-print-directory test-vm
 
@@ -42,7 +54,6 @@ test-vm:
 	@scripts/install-python
 	$(bin)/pytest tests/vm
 
-faults := tests/fault/test_every_entry.py
 test-fault: setup
 	$(bin)/pytest -s $(faults)
 
@@ -51,6 +62,9 @@ test-fault-all: setup
 
 test-fault-mutants: setup
 	$(bin)/pytest -s tests/fault/test_mutants.py
+
+soak: setup
+	$(bin)/pytest -s tests/fault/test_soak.py --soak-minutes 10
 
 box:
 	@scripts/box

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.helpers.bed import Bed
+from tests.helpers.bed import Bed, commits
 from tests.helpers.bundle import BundleMaker, counter, numbers
 from tests.helpers.leaks import Snapshot
 from tests.helpers.oci import Oci, wait_for
 from tests.helpers.served import Network
+
+# How long one example takes says something about the machine only.
+settings.register_profile("ferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ferry")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak-minutes", type=float, default=1.0, help="how long tests/soak goes on")
+    parser.addoption("--soak-seed", type=int, default=None, help="the faults of an earlier run again")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,10 +34,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     privileged = [i for i in items if "/unit/" not in str(i.path)]
     if privileged and os.geteuid() != 0:
         pytest.exit("integration and end-to-end tests need root; `make check` runs the others", returncode=1)
-    if os.environ.get("RUNTIME"):
-        left_out = [i for i in items if i.get_closest_marker("ferry")]
-        config.hook.pytest_deselected(items=left_out)
+    left_out = {i for i in items if os.environ.get("RUNTIME") and i.get_closest_marker("ferry")}
+    left_out |= {i for i in items if not _has_turn(i)}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]
+
+
+def _has_turn(item: pytest.Item) -> bool:
+    """Say whether a test is in this run's share: $FERRY_SHARE=3 runs a third of the long ones, another one with each commit."""
+    shares = int(os.environ.get("FERRY_SHARE") or 1)
+    if shares == 1 or not {"integration", "e2e"} & set(item.path.parts):
+        return True
+    return zlib.crc32(item.nodeid.encode()) % shares == commits() % shares
 
 
 @pytest.fixture

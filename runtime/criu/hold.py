@@ -11,7 +11,7 @@
 
 EOF instead of a word: the controller is gone, and that is abort. But while the decision file says commit, or what was
 damaged, a checkpoint neither kills nor thaws: it leaves the container frozen, since whether the other side runs is not known
-here, and two copies are worse than a stopped one. No file, `undecided` and `revoked` are no decision; an empty file is a damaged one.
+here, and two copies are worse than a stopped one. No file, `undecided` and `revoked` are no decision; an empty file is damaged.
 """
 
 from __future__ import annotations

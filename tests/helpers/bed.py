@@ -20,6 +20,12 @@ NO_REMAINS = {
 }
 
 
+def commits() -> int:
+    """Return how many commits there are: what goes round in turns goes on with each."""
+    done = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return int(done.stdout.strip() or 0)
+
+
 class Bed:
     def __init__(self, name: str) -> None:
         self.name = name

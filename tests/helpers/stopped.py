@@ -21,7 +21,7 @@ class Stopped:
         )
         self.pid = 0
         deadline = time.monotonic() + 60
-        while not self._find(at):
+        while not (self._waits() and self._find(at)):
             if self._process.poll() is not None:
                 break
             assert time.monotonic() < deadline, f"it does not get to {at}"
@@ -31,16 +31,20 @@ class Stopped:
     def ended(self) -> bool:
         return self.pid == 0
 
+    def _waits(self) -> bool:
+        """Say whether the nsenter around the command has stopped, which it does when its child has."""
+        return _is_stopped(self._process.pid)
+
+    def _is_it(self, pid: int) -> bool:
+        return _is_stopped(pid)
+
     def _find(self, at: str) -> bool:
-        """See that the command has stopped, and with it the nsenter around it, which stops when its child does."""
-        if not _is_stopped(self._process.pid):
-            return False
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
                 ours = f"FERRY_FAULT={at}".encode() in (entry / "environ").read_bytes().split(b"\0")
                 inside = any(word.endswith(b"bin/migrate") for word in words[:2])
-                if ours and inside and _is_stopped(int(entry.name)) and _below(int(entry.name), self._process.pid):
+                if ours and inside and self._is_it(int(entry.name)) and _below(int(entry.name), self._process.pid):
                     self.pid = int(entry.name)
             except OSError:
                 continue
@@ -48,7 +52,8 @@ class Stopped:
 
     def signal(self, number: int) -> None:
         assert self.pid, "it has ended"
-        os.kill(self.pid, number)
+        if self._process.poll() is None:
+            os.kill(self.pid, number)
 
     def go_on(self, timeout_s: float = 120) -> tuple[int, str, str]:
         """Let it go on; return its status and what it said."""
@@ -60,6 +65,19 @@ class Stopped:
                     continue
         out, err = self._process.communicate(timeout=timeout_s)
         return self._process.returncode, out, err
+
+
+class Running(Stopped):
+    """A command of `migrate` that goes on, to be struck at any moment: it never gets to where it would stop."""
+
+    def __init__(self, bed: Bed, host: str, *command: str, env: tuple[str, ...] = ()) -> None:
+        super().__init__(bed, host, "never.reached:before", *command, env=env)
+
+    def _waits(self) -> bool:
+        return True
+
+    def _is_it(self, pid: int) -> bool:
+        return True
 
 
 def _is_stopped(pid: int) -> bool:
