@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from migrate import host
+from migrate import faults, host
 from migrate.agent.table import VERBS
 from migrate.errors import ConnectionLost, ProtocolError, from_dict
 from migrate.host import Host
@@ -69,6 +69,8 @@ class Session:
         Raises: ConnectionLost when the connection breaks or the verb's time is over; otherwise what the agent says.
         """
         with self._lock:
+            if VERBS[verb].repeatable and faults.twice():
+                self._call(verb, arguments, on_event)
             return self._call(verb, arguments, on_event)
 
     def _call(self, verb: str, arguments: dict[str, Any], on_event: OnEvent | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Agent:
     """Answers calls with the verbs of its four sides, of which a move uses one or two."""
 
     def __init__(self, wire: Wire, permissions: Permissions) -> None:
-        self.wire = wire
+        self.wire, self._permissions = wire, permissions
         self._call_id = 0
         sides = (HostSide, SourceSide, TargetSide, BulkSide)
         self._sides: dict[type[Side], Side] = {kind: kind(wire, self._event, permissions) for kind in sides}
@@ -66,6 +66,7 @@ class Agent:
         try:
             if verb is None:
                 raise ProtocolError(f"there is no verb {call.verb[:64]!r}")
+            self._permissions.require_role(verb.side.role)
             side = self._sides[verb.side]
             try:
                 arguments = json.loads(call.arguments or "{}")
@@ -95,7 +96,9 @@ def main(argv: list[str] | None = None) -> None:
         metavar="DIRECTORY",
         help="Take bundles only below this directory. May be repeated. For a forced command in authorized_keys.",
     )
-    permissions = Permissions.of(parser.parse_args(argv).only_below, forced="SSH_ORIGINAL_COMMAND" in os.environ)
+    parser.add_argument("--as", dest="role", choices=("source", "target"), default="", help="Be only this part of a move.")
+    asked = parser.parse_args(argv)
+    permissions = Permissions.of(asked.only_below, asked.role, forced="SSH_ORIGINAL_COMMAND" in os.environ)
     # A terminal's ^C is the coordinator's to decide on; and an sshd that goes must not take a prepared container along.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)

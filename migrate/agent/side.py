@@ -28,16 +28,23 @@ class Permissions:
     """What the one who may start this agent may have it do.
 
     Who has a shell here can do anything without us. A key with a forced command has only this agent: it writes bundles below
-    `roots` alone, and names no command to run.
+    `roots` alone, names no command to run, and with a `role`, source or target, does the other one's part not at all.
     """
 
     roots: tuple[str, ...] = ()
     restricted: bool = False
+    role: str = ""
 
     @classmethod
-    def of(cls, only_below: list[str], forced: bool) -> Self:
-        roots = tuple(only_below) or ((DEFAULT_ROOT,) if forced else ())
-        return cls(roots, forced or bool(only_below))
+    def of(cls, only_below: list[str], role: str, forced: bool) -> Self:
+        restricted = forced or bool(only_below or role)
+        roots = tuple(only_below) or ((DEFAULT_ROOT,) if restricted else ())
+        return cls(roots, restricted, role)
+
+    def require_role(self, role: str) -> None:
+        """Raises: ProtocolError for what is the part of a role that is not allowed; "" is anybody's part."""
+        if self.role and role and role != self.role:
+            raise ProtocolError(f"this agent may be the {self.role} of a move only")
 
     def require_bundle(self, bundle: str) -> Path:
         """Return the path of a bundle that may be written here. Raises: ProtocolError."""
@@ -80,6 +87,8 @@ def wipe(directory: Path) -> None:
 
 class Side:
     """One side of an agent. `on_event` reports on the call that is under way."""
+
+    role = ""  # whose part in a move it is: source, target, or "" for anybody's
 
     def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
         self.wire, self._on_event, self._permissions = wire, on_event, permissions

@@ -25,6 +25,7 @@ _STOPPABLE = {"listen_data", "open_data", "ship_bundle", "hold_checkpoint", "fre
 
 
 class SourceSide(Side):
+    role = "source"
     _journal: Journal | None = None
     _shipper: Shipper | None = None
     _listener: socket.socket | None = None

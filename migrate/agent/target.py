@@ -30,6 +30,7 @@ _LOOK_S = 0.05
 
 
 class TargetSide(Side):
+    role = "target"
     _bundle = ""
     _inode: int | None = None
     _made_parents: tuple[str, ...] = ()

@@ -64,3 +64,18 @@ def test_abort(bed: Bed) -> None:
     assert (status, json.loads(out)["error"]["code"]) == (4, "stopped")
     assert abort.communicate(timeout=60)[0] == f"{row['migration_id']}: ROLLED_BACK\n" and abort.returncode == 0
     runs_on(bed, "host1")
+
+
+def test_what_may_be_repeated_is(bed: Bed) -> None:
+    """Every verb that the agents' table calls repeatable is asked twice: in a move, and in the recovery of one that was decided."""
+    make(bed)
+    twice = "FERRY_FAULT_TWICE=1"
+    done = bed.run("host1", "env", twice, "migrate", "move", NAME, "host2")
+    assert done.returncode == 0, done.stderr
+    runs_on(bed, "host2")
+    for at, runs in (("restore.result:after", "host2"), ("commit.decided:after", "host1")):
+        move = Stopped(bed, "host2", at, "migrate", "move", NAME, "host1")
+        move.signal(signal.SIGKILL)
+        move.go_on()
+        bed.ok("host2", "env", twice, "migrate", "recover")
+        runs_on(bed, runs)

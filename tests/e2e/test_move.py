@@ -26,10 +26,11 @@ def counting(bed: Bed) -> Bed:
     return bed
 
 
-def make(bed: Bed, *args: str, host: str = "host1") -> Path:
-    path = bed.path(host, BUNDLE)
+def make(bed: Bed, *args: str, host: str = "host1", at: str = BUNDLE) -> Path:
+    path = bed.path(host, at)
+    path.parent.mkdir(parents=True, exist_ok=True)
     bundle = BundleMaker(path.parent)(*(args or counter()), path=path)
-    bed.start(host, BUNDLE, NAME)
+    bed.start(host, at, NAME)
     if not args:
         wait_for(lambda: len(numbers(path / "rootfs/count")) > 3, "counting")
     return bundle

@@ -7,14 +7,25 @@ from pathlib import Path
 import pytest
 
 from migrate.agent.side import DEFAULT_ROOT, Permissions
+from migrate.agent.table import VERBS
 from migrate.errors import ProtocolError
 
 
 def test_a_forced_command_has_the_usual_directory_alone() -> None:
-    assert Permissions.of([], forced=False) == Permissions((), restricted=False)
-    assert Permissions.of([], forced=True) == Permissions((DEFAULT_ROOT,), restricted=True)
-    assert Permissions.of(["/srv"], forced=True) == Permissions(("/srv",), restricted=True)
-    assert Permissions.of(["/srv"], forced=False).restricted
+    assert Permissions.of([], "", forced=False) == Permissions((), restricted=False)
+    assert Permissions.of([], "", forced=True) == Permissions((DEFAULT_ROOT,), restricted=True)
+    assert Permissions.of(["/srv"], "", forced=True) == Permissions(("/srv",), restricted=True)
+    assert Permissions.of(["/srv"], "", forced=False).restricted
+    assert Permissions.of([], "target", forced=False) == Permissions((DEFAULT_ROOT,), restricted=True, role="target")
+
+
+def test_a_role_does_the_other_ones_part_not_at_all() -> None:
+    for permissions, refused in ((Permissions(role="target"), "source"), (Permissions(role="source"), "target")):
+        permissions.require_role("")
+        permissions.require_role(permissions.role)
+        with pytest.raises(ProtocolError, match=f"the {permissions.role} of a move only"):
+            permissions.require_role(refused)
+    assert {verb.side.role for verb in VERBS.values()} == {"", "source", "target"}
 
 
 @pytest.mark.parametrize(
