@@ -37,7 +37,9 @@ class Witness:
     """What a host holds, asked of one process inside it, which goes down with it."""
 
     def __init__(self, bed: Bed, host: str) -> None:
-        self._argv = bed.argv(host, sys.executable, "-P", str(ROOT / "tests/fault/witness.py"))
+        self._argv = bed.argv(
+            host, sys.executable, "-P", str(ROOT / "tests/fault/witness.py"), str(bed.directory / host / "inherited")
+        )
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self, question: str) -> Any:

@@ -16,8 +16,6 @@ from runtime.container.container import Container
 from runtime.container.store import Store, default_root
 from runtime.errors import NotFound
 
-# A host that boots inherits the mounts of this machine, those of other beds and tests among them.
-MACHINES = ("/run/netns/ferry-", "/var/tmp/ferry-", "/tmp/pytest-of-")
 # The journals of moves are kept on purpose, and sshd's own files are no move's.
 KEPT = ("/var/lib/ferry/migrations", "/run/sshd")
 
@@ -44,9 +42,11 @@ def inventory() -> dict[str, list[str]]:
             directories[:] = [d for d in directories if not f"{base}/{d}".startswith(KEPT)]
             files += [f"{base}/{name}" for name in directories + names if not f"{base}/{name}".startswith(KEPT)]
     netns = Path("/run/netns")
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    # A host that boots has the mounts of this machine, those of other beds and tests among them.
+    inherited = {line.split()[0] for line in Path(sys.argv[1]).read_text().splitlines()}
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return {
-        "MOUNTS": [m for m in mounts if not m.startswith(MACHINES)],
+        "MOUNTS": [fields[4] for fields in mounts if fields[0] not in inherited],
         "CGROUPS": [
             f"{base}/{d}" for base, directories, _ in os.walk("/sys/fs/cgroup") for d in directories if base.count("/") > 3
         ],
