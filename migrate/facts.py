@@ -40,7 +40,7 @@ class HostFacts:
 
 
 # What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.
-TOOLS = ("ssh", "nft", "iptables-restore", "ip6tables-restore")
+TOOLS = ("ssh", "nft", "iptables-restore")
 
 
 @dataclass(frozen=True, slots=True)

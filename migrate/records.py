@@ -60,16 +60,25 @@ def close(migration_id: str) -> None:
     _prune()
 
 
+def remove(migration_id: str) -> None:
+    """Remove the directory of a move, at once or not at all. Idempotent."""
+    directory = places.history(migration_id)
+    gone = directory.with_name(f".{migration_id}")
+    with contextlib.suppress(OSError):
+        directory.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _prune() -> None:
     over = [d for d in _directories() if not (d / "open").exists()]
-    for directory in over[:-KEEP]:
+    for directory in (*over[:-KEEP], *places.HISTORY.glob(".*")):
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _directories() -> list[Path]:
     """Return the directories of all moves, the oldest first: ids begin with the time."""
     with contextlib.suppress(OSError):
-        return sorted(d for d in places.HISTORY.iterdir() if d.is_dir() and not d.is_symlink())
+        return sorted(d for d in places.HISTORY.iterdir() if d.is_dir() and not d.is_symlink() and d.name[0] != ".")
     return []
 
 
@@ -140,7 +149,7 @@ def _record(directory: Path) -> Record | None:
         if (directory / "target.json").exists():
             found = target(directory)
             source, other, started = (str(found.get(k, "")) for k in ("source", "target", "started"))
-            outcome = "COMPLETED" if was_released(directory.name) and not still_open else ""
+            outcome = "" if still_open else "COMPLETED" if was_released(directory.name) else "ROLLED_BACK"
             return Record(directory.name, "target", found["container"], source, other, started, outcome, still_open)
         entries, _ = journal.read(directory / "journal")
         outcomes = [str(e.get("outcome", "")) for e in entries if e["mark"] == "ended"]

@@ -36,7 +36,7 @@ class Target(StrEnum):
     HELD = "held"  # restored, and not released
     RUNNING = "running"
     ENDED = "ended"  # released: it ran, and is no longer there
-    CRASHED = "crashed"  # released, and then the host went down
+    CRASHED = "crashed"  # released, and gone: its host went down, or it is not known whether it ran at all
     UNREACHABLE = "unreachable"
 
 
@@ -79,7 +79,8 @@ TABLE: dict[tuple[Decision, Source, Target], Action] = {
     (_N, _G, _T.RUNNING): _A.FINISH,
     (_N, _G, _T.ENDED): _A.FINISH,
     (_N, _G, _T.CRASHED): _A.FINISH,
-    (_N, _G, _T.UNREACHABLE): _A.ROLL_BACK_HERE,
+    # It may hold the only copy.
+    (_N, _G, _T.UNREACHABLE): _A.DOUBT,
     # Somebody let the source run by hand; what is not released there never will be.
     (_C, _R, _T.ABSENT): _A.ROLL_BACK,
     (_C, _R, _T.IMAGES): _A.ROLL_BACK,
@@ -148,6 +149,8 @@ def overrule(run_on: str, source: Source, target: Target) -> Action | None:
             return Action.ROLL_BACK_HERE
         return None
     if run_on == "nowhere":
+        if source == Source.GONE and target == Target.UNREACHABLE:
+            return Action.ROLL_BACK_HERE
         return Action.ROLL_BACK if source == Source.GONE and target in (Target.ABSENT, Target.HELD) else None
     if source == Source.RUNNING:
         return None
@@ -163,6 +166,11 @@ def overrule(run_on: str, source: Source, target: Target) -> Action | None:
 def advice(migration_id: str, container: str, source_name: str, target_name: str, source: Source, target: Target) -> str:
     """Say what a person can look at, and type, when nothing is certain."""
     recover = f"migrate recover {migration_id}"
+    if source == Source.GONE and target == Target.UNREACHABLE:
+        return (
+            f"when {target_name} is back: {recover}. When it is lost for good, no copy is left, only the files on {source_name}: "
+            f"{recover} --run-on nowhere"
+        )
     if target == Target.UNREACHABLE:
         return (
             f"when {target_name} is back: {recover}. When it is lost for good, and {container} does not run there: "
@@ -177,7 +185,7 @@ def advice(migration_id: str, container: str, source_name: str, target_name: str
         return f"no copy of its memory is left; its files are on {source_name}. To end the move: migrate abort {migration_id}"
     if source == Source.FROZEN and target == Target.CRASHED:
         return (
-            f"{container} was released on {target_name}, which then went down. To run on from where it was before: "
+            f"{container} was released on {target_name}, and is gone there: that went down, or never ran it. To run on here: "
             f"{recover} --run-on source; to start it anew from its files there: {recover} --run-on target"
         )
     return f"look on both: runtime state {container}. The copy that is to go: runtime delete --force {container}; then: {recover}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from migrate import recover
 from migrate.commit import Log
-from migrate.errors import ConnectionLost, Locked, MigrateError, Outcome, ProtocolError
+from migrate.errors import Busy, ConnectionLost, Locked, MigrateError, Outcome, ProtocolError
 from migrate.recover import Action, Decision, Source, Target
 from migrate.session import Place, Session
 
@@ -155,8 +155,12 @@ class _Work:
                 coordinator=self._r.coordinator,
                 wait_s=self._r.wait_s,
             )
-            return session, Target(answer["state"])
-        except (Locked, ProtocolError):
+            state = Target(answer["state"])
+            if state == Target.ABSENT and not answer["known"] and self._decision != Decision.NONE:
+                # What was prepared was noted there, and what was undone is, too.
+                raise MigrateError(f"it knows nothing of {self._r.migration_id}: is it the host that this move went to?")
+            return session, state
+        except (Locked, Busy, ProtocolError):
             if session is not None:
                 session.close()
             raise
@@ -251,7 +255,9 @@ class _Work:
             try:
                 target.call("confirm")
             except MigrateError as e:
+                # It may have images still, and its record is open.
                 self._errors.append(f"{self._target_name}: {e}")
+                settled = False
         words = f"{self._container} runs on {self._target_name}"
         if state in (Target.ENDED, Target.CRASHED):
             why = "has ended there" if state == Target.ENDED else "ended when that went down"

@@ -278,12 +278,16 @@ class TreeReceiver:
             except OSError as e:
                 hint = "free some space there" if e.errno in (28, 122) else None
                 raise TransferFailed(f"cannot write {os.fsdecode(frame.entry.path)}: {e.strerror}", hint=hint) from e
+            except (ValueError, OverflowError) as e:
+                raise ProtocolError(f"the other side sent what nothing can be made of: {frame.entry.path!r}: {e}") from e
             self.entries += 1
         try:
             for path in sorted(self._directories, key=lambda p: p.count(b"/"), reverse=True):
                 self._finish_directory(self._directories[path])
         except OSError as e:
             raise TransferFailed(f"cannot set the attributes of a directory: {e.strerror}") from e
+        except (ValueError, OverflowError) as e:
+            raise ProtocolError(f"the other side sent attributes that are none: {e}") from e
         self._directories.clear()
 
     def _take(self, entry: Entry, wire: Wire) -> None:
@@ -371,8 +375,14 @@ class TreeReceiver:
         os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         path = f"/proc/self/fd/{parent}/{os.fsdecode(name)}"
         if not stat.S_ISLNK(entry.mode):
-            # The name is ours: no container runs here yet, so it is still what we just made.
-            os.chmod(name, stat.S_IMODE(entry.mode), dir_fd=parent)
+            # By name alone it would follow a link that has come to be there.
+            made = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                if stat.S_IFMT(os.fstat(made).st_mode) != stat.S_IFMT(entry.mode):
+                    raise ProtocolError(f"{os.fsdecode(entry.path)} was replaced while it was made")
+                os.chmod(f"/proc/self/fd/{made}", stat.S_IMODE(entry.mode))
+            finally:
+                os.close(made)
         for attribute, value in entry.xattrs.items():
             os.setxattr(path, attribute, value, follow_symlinks=False)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)

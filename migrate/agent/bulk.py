@@ -20,18 +20,22 @@ _PIECE_BYTES = 1 << 18
 
 
 class BulkSide(Side):
-    _bundle = ""
-    _images = ""
+    _attached = ""
     _relays: FdStream | None = None
 
     def attach(self, migration_id: str) -> None:
         """Make this agent the bulk end of a move that another agent of this host has prepared."""
-        try:
-            self._bundle = (places.working(migration_id) / ALLOWED).read_text()
-        except OSError as e:
-            raise ProtocolError(f"no move {migration_id} was prepared here") from e
-        self._images = str(places.images(migration_id))
+        self._bundle_of(migration_id)
+        self._attached = migration_id
         self._live_with(migration_id)
+
+    @staticmethod
+    def _bundle_of(migration_id: str) -> str:
+        """Return the bundle that is taken for a move. Raises: ProtocolError when nothing is taken, or not any more."""
+        try:
+            return (places.working(migration_id) / ALLOWED).read_text()
+        except OSError as e:
+            raise ProtocolError(f"no move {migration_id} is prepared here to take files") from e
 
     def _live_with(self, migration_id: str) -> None:
         """Wait for bytes as long as the move is there: the other side may scan, dump or wait for long without a word."""
@@ -42,9 +46,10 @@ class BulkSide(Side):
 
     def receive_tree(self, root: str) -> dict[str, Any]:
         """Take a tree into one of the directories that were prepared for it."""
-        if not root or root not in (self._bundle, self._images):
+        bundle, images = self._bundle_of(self._attached), str(places.images(self._attached))
+        if root not in (bundle, images):
             raise ProtocolError(f"{root!r} was not prepared for this move")
-        receiver = TreeReceiver(Path(root), flat=root == self._images)
+        receiver = TreeReceiver(Path(root), flat=root == images)
         try:
             receiver.receive(self.wire)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from migrate import command, locks, places, probe, records
+from migrate import locks, places, probe, records
 from migrate.agent.side import Side, checked_flags
 from migrate.errors import MigrateError, ProtocolError
 from migrate.facts import to_json
@@ -33,11 +33,6 @@ class HostSide(Side):
 
     def containers(self) -> dict[str, Any]:
         return {"containers": probe.list_containers()}
-
-    def status(self, container: str) -> dict[str, Any]:
-        """Return the container's state document."""
-        places.lock(container)
-        return {"state": command.state(container)}
 
     def reach(self, address: dict[str, Any], remote_command: str) -> dict[str, Any]:
         """Say why no agent of another host can be started from here, "" when it can."""

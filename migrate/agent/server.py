@@ -66,7 +66,7 @@ class Agent:
         try:
             if verb is None:
                 raise ProtocolError(f"there is no verb {call.verb[:64]!r}")
-            self._permissions.require_role(verb.side.role)
+            self._permissions.require_role(verb.role)
             side = self._sides[verb.side]
             try:
                 arguments = json.loads(call.arguments or "{}")

@@ -41,6 +41,11 @@ class Permissions:
         roots = tuple(only_below) or ((DEFAULT_ROOT,) if restricted else ())
         return cls(roots, restricted, role)
 
+    def require_command(self, remote_command: Any) -> None:
+        """Raises: ProtocolError for a command to run on another host that may not be named here."""
+        if self.restricted and remote_command not in (None, "migrate"):
+            raise ProtocolError("this agent may not be told which command to run on another host")
+
     def require_role(self, role: str) -> None:
         """Raises: ProtocolError for what is the part of a role that is not allowed; "" is anybody's part."""
         if self.role and role and role != self.role:
@@ -88,8 +93,6 @@ def wipe(directory: Path) -> None:
 class Side:
     """One side of an agent. `on_event` reports on the call that is under way."""
 
-    role = ""  # whose part in a move it is: source, target, or "" for anybody's
-
     def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
         self.wire, self._on_event, self._permissions = wire, on_event, permissions
         self._id: str | None = None
@@ -109,8 +112,11 @@ class Side:
             raise ProtocolError("no move was begun with this agent")
         return self._id
 
-    def _take(self, migration_id: str, container: str, coordinator: str, timeout_s: float = 0.2) -> None:
-        """Take the container's lock and a slot, and make the working directory; nothing is left when that fails."""
+    def _take(self, migration_id: str, container: str, coordinator: str, timeout_s: float = 0.2, *, new: bool = False) -> None:
+        """Take the container's lock and a slot, and make the working directory; nothing is left when that fails.
+
+        That of a `new` move must not be there: it would be another one's.
+        """
         if self._id is not None:
             raise ProtocolError("this agent has a move already")
         working = places.working(migration_id)
@@ -118,8 +124,8 @@ class Side:
         self._lock = locks.take(container, owner, timeout_s)
         try:
             self._slot = locks.take_slot(owner)
-            working.mkdir(mode=0o700, exist_ok=True)
-            places.images(migration_id).mkdir(mode=0o700, exist_ok=True)
+            working.mkdir(mode=0o700, exist_ok=not new)
+            places.images(migration_id).mkdir(mode=0o700, exist_ok=not new)
         except BaseException as e:
             self._unlock()
             if isinstance(e, OSError):
@@ -154,8 +160,7 @@ class Side:
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:
         """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""
         where = Address.from_json(address)
-        if self._permissions.restricted and remote_command != "migrate":
-            raise ProtocolError("this agent may not be told which command to run on another host")
+        self._permissions.require_command(remote_command)
         return host.bulk_command(where, f"{remote_command} agent")
 
     def done(self) -> dict[str, Any]:

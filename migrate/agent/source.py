@@ -25,7 +25,6 @@ _STOPPABLE = {"listen_data", "open_data", "ship_bundle", "hold_checkpoint", "fre
 
 
 class SourceSide(Side):
-    role = "source"
     _journal: Journal | None = None
     _shipper: Shipper | None = None
     _listener: socket.socket | None = None
@@ -50,7 +49,8 @@ class SourceSide(Side):
             raise RuntimeFailed(f"container does not exist: {container}")
         if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
-        self._take(migration_id, container, coordinator)
+        self._permissions.require_command(plan.get("remote_command"))
+        self._take(migration_id, container, coordinator, new=True)
         directory: Path | None = None
         try:
             records.require_settled(container)
@@ -60,7 +60,7 @@ class SourceSide(Side):
             self._journal.append("plan", "made", sync=True, **{**plan, "created": state.get("created", "")})
         except BaseException as e:
             if directory is not None:
-                shutil.rmtree(directory, ignore_errors=True)
+                records.remove(migration_id)
             self._leave()
             if isinstance(e, OSError):
                 raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
@@ -280,7 +280,8 @@ class SourceSide(Side):
             return "gone"
         return "frozen" if state["status"] == "paused" else "running"
 
-    def look_again(self) -> dict[str, Any]:
+    def look_here(self) -> dict[str, Any]:
+        """Return what `look` does, as an answer."""
         return {"state": self.look()}
 
     def thaw(self) -> None:

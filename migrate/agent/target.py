@@ -30,7 +30,6 @@ _LOOK_S = 0.05
 
 
 class TargetSide(Side):
-    role = "target"
     _bundle = ""
     _inode: int | None = None
     _made_parents: tuple[str, ...] = ()
@@ -42,7 +41,8 @@ class TargetSide(Side):
     def prepare(self, migration_id: str, container: str, bundle: str, origin: dict[str, Any], coordinator: str) -> None:
         """Take the lock, note what will be made, and make the bundle's directory. Raises: MigrateError; nothing is left then."""
         path = self._permissions.require_bundle(bundle)
-        self._take(migration_id, container, coordinator)
+        self._permissions.require_command(origin.get("remote_command"))
+        self._take(migration_id, container, coordinator, new=True)
         try:
             records.require_settled(container)
             if command.state(container) is not None:
@@ -94,13 +94,16 @@ class TargetSide(Side):
 
     def hold_restore(self, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the restore: everything but the images is ready."""
-        arguments = ["restore", "--detach", "--image-path", str(places.images(self._migration())), "--bundle", self._bundle]
+        migration = self._migration()
+        arguments = ["restore", "--detach", "--image-path", str(places.images(migration)), "--bundle", self._bundle]
+        arguments += ["--decision", str(places.released(migration))]
         self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
         warm(2 * memory_bytes)  # for the images, and for the processes
 
     def restore(self) -> dict[str, Any]:
         """Restore, up to where only the decision is missing. From then on this host does not let go of it by itself."""
         held = self._hold()
+        (places.working(self._migration()) / ALLOWED).unlink(missing_ok=True)  # all is here, and from now on it may run
         held.say("go")
         pid = held.event("held", _RESTORE_S)["pid"]
         (places.working(self._migration()) / "prepared").touch()
@@ -117,9 +120,10 @@ class TargetSide(Side):
         try:
             held.event("resumed", _RELEASE_S)
         except RuntimeFailed:
-            held.alive()
+            if held.alive():
+                raise  # it has been told, and may let go at any moment
             state = command.state(self._container)
-            if state is None or state["status"] != "running":
+            if state is None or state["status"] == "paused":
                 self._released = False
                 durable.write(word, durable.UNDECIDED)
                 raise
@@ -163,8 +167,11 @@ class TargetSide(Side):
             self._held = None
         self._prepared = False
 
-    def discard(self) -> None:
-        """Remove all that was made on the target. Idempotent. Raises: MigrateError with what could not be removed."""
+    def discard(self, keep_record: bool = False) -> None:
+        """Remove all that was made on the target, but the record when it is to tell that nothing ran here. Idempotent.
+
+        Raises: MigrateError with what could not be removed.
+        """
         if self._released:
             raise ProtocolError("the container runs here: nothing of it is discarded")
         if self._id is None:
@@ -175,7 +182,10 @@ class TargetSide(Side):
             command.run("delete", "--force", self._container)
         self._remove_bundle()
         wipe(places.working(self._id))
-        shutil.rmtree(places.history(self._id), ignore_errors=True)
+        if keep_record:
+            records.close(self._id)
+        else:
+            records.remove(self._id)
         self._leave()
 
     def _remove_bundle(self) -> None:
@@ -202,6 +212,8 @@ class TargetSide(Side):
                 self._held.end()
             self._leave()
         elif self._taken_over:
+            if self._held is not None:
+                self._held.end()
             self._unlock()  # the next one who takes over finds it as it is
         elif self._prepared:
             self._wait_for_verdict()
@@ -225,7 +237,7 @@ class TargetSide(Side):
             self.done()
             self._leave()
         else:
-            self.discard()
+            self.discard(keep_record=True)
 
     def take_over(self, migration_id: str, container: str, coordinator: str, wait_s: float) -> dict[str, Any]:
         """Take on a move that was left behind, and say what of it is here.
@@ -236,7 +248,12 @@ class TargetSide(Side):
         """
         directory = places.history(migration_id)
         if not directory.exists():
-            return {"state": "absent"}
+            return {"state": "absent", "known": False}
+        if not self._was_made(directory):
+            self._take(migration_id, container, coordinator, min(float(wait_s), 900.0))
+            records.remove(migration_id)
+            self._leave()
+            return {"state": "absent", "known": True}
         found = records.target(directory)
         if found["container"] != container:
             raise ProtocolError(f"{migration_id} is not a move of {container}")
@@ -244,7 +261,7 @@ class TargetSide(Side):
         while self._id is None:
             if (places.working(migration_id) / "waiting").exists() and locks.holder(container) is not None:
                 self._waiting, self._container = migration_id, container
-                return {"state": "held"}
+                return {"state": "held", "known": True}
             with contextlib.suppress(Locked):
                 self._take(migration_id, container, coordinator)
                 break
@@ -255,8 +272,13 @@ class TargetSide(Side):
         (places.working(migration_id) / "waiting").unlink(missing_ok=True)
         if not directory.exists():  # whoever had the lock has discarded all of it
             self._leave()
-            return {"state": "absent"}
-        return {"state": self._adopt(records.target(directory))}
+            return {"state": "absent", "known": True}
+        return {"state": self._adopt(records.target(directory)), "known": True}
+
+    @staticmethod
+    def _was_made(directory: Path) -> bool:
+        """Say whether a move got as far as its note; before that nothing else was made."""
+        return (directory / "target.json").exists() or durable.read(directory / "released") not in (None, durable.UNDECIDED)
 
     def _adopt(self, note: dict[str, Any]) -> str:
         """Read what was noted; return what is here: absent, images, held, running, ended or crashed."""
@@ -265,7 +287,11 @@ class TargetSide(Side):
         self._inode = note.get("inode")
         word = durable.read(places.released(migration))
         state = command.state(self._container)
-        status = None if state is None else state["status"]
+        # One of another bundle is another container that has taken the name.
+        status = None if state is None or state["bundle"] != self._bundle else state["status"]
+        same_boot = note.get("boot_id") == locks.boot_id()
+        if status == "running" and word in (None, durable.UNDECIDED) and not same_boot:
+            raise MigrateError(f"{self._container} was started anew here from {self._bundle}, which this move had made")
         # Somebody may have paused it since it ran; what was not released, or not let go of yet, stands still, too.
         if status == "running" or (status == "paused" and word == durable.RAN):
             self._released = True
@@ -278,7 +304,8 @@ class TargetSide(Side):
         if status == "paused":
             return "held"
         if records.was_released(migration):
-            return "ended" if note.get("boot_id") == locks.boot_id() else "crashed"
+            # That it ran is written after it did, and what is written survives all but the host's own end.
+            return "ended" if word == durable.RAN and same_boot else "crashed"
         return "images" if (places.working(migration) / "prepared").exists() else "absent"
 
     def verdict(self, word: str) -> None:
@@ -288,7 +315,7 @@ class TargetSide(Side):
         if self._waiting:
             self._tell(word)
         elif word == "abort":
-            self.discard()
+            self.discard(keep_record=True)
         else:
             self._write_released(places.released(self._migration()))
             self._released = True

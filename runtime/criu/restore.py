@@ -227,11 +227,15 @@ class _Restore:
         return True
 
     def _before_they_run(self) -> None:
-        # CRIU itself must not be limited, frozen or killed with the container.
-        Manager(self._manager.layout, _own_paths(self._manager)).apply(self._criu.pid)
+        # CRIU itself must not be limited, frozen or killed with the container. It leaves the freezer first: until it
+        # has, nothing could be frozen, and what it holds would run if we ended here.
+        own = _own_paths(self._manager)
         if self._controller is not None:
+            freezer = {key: path for key, path in own.items() if self._manager.paths[key] == self._manager.freezer_path}
+            Manager(self._manager.layout, freezer).apply(self._criu.pid)
             self._frozen = True
             self._manager.freeze_soon()
+        Manager(self._manager.layout, own).apply(self._criu.pid)
         if self._lazy is not None:
             self._lazy.restored(self._container.state.pid)
         if self._controller is not None:
@@ -240,6 +244,8 @@ class _Restore:
     def _hold(self, controller: Controller) -> None:
         controller.say("held", pid=self._container.state.pid)
         decision = controller.wait_decision()
+        if decision == Decision.LEAVE_FROZEN:
+            decision = Decision.COMMIT  # it was let go: whoever decided so was gone before it could say it
         if decision == Decision.COMMIT and self._lazy is not None and self._lazy.failed_meanwhile():
             raise ContainerError(f"container {self._container.id} is killed: its memory cannot be completed")
         if decision != Decision.COMMIT:

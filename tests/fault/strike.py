@@ -62,6 +62,14 @@ def _source_criu(case: Case, move: Stopped) -> None:
     _kill(case, case.source, "criu", "runtime")
 
 
+def _source_holder(case: Case, move: Stopped) -> None:
+    _kill(case, case.source, "runtime")
+
+
+def _target_holder(case: Case, move: Stopped) -> None:
+    _kill(case, case.target, "runtime")
+
+
 def _target_criu(case: Case, move: Stopped) -> None:
     _kill(case, case.target, "criu", "runtime")
 
@@ -127,6 +135,8 @@ CLASSES: dict[str, Callable[[Case, Stopped], None]] = {
     "target-agent-killed": _target_agent,
     "source-criu-killed": _source_criu,
     "target-criu-killed": _target_criu,
+    "source-holder-killed": _source_holder,
+    "target-holder-killed": _target_holder,
     "network-cut-for-a-while": _cut_for_a_while,
     "network-cut-for-good": _cut_for_good,
     "connection-reset": _reset,
@@ -178,6 +188,7 @@ def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO 
     if ticks is None:
         return _after_a_reboot(case)
     assert len(world.running()) <= 1, "two copies run"
+    ran_there = world.running() == [case.target]
     world.recover(case.source)
     if case.heal:
         # What was cut off is judged twice: as it stands now, and when it is connected again.
@@ -190,6 +201,7 @@ def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO 
     if report is not None and report["settled"] and report["outcome"] in ("COMPLETED", "ROLLED_BACK", "REFUSED"):
         expected = case.target if report["outcome"] == "COMPLETED" else case.source
         assert running == [expected], f"{report['outcome']}, and it runs on {running}"
+    assert not ran_there or running == [case.target], "it ran on the target, and then from before that on the source"
     _holds(case, running[0])
     if case.dumped and running == [case.target]:
         last = os.fstat(ticks.fileno()).st_size

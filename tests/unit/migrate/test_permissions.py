@@ -25,7 +25,7 @@ def test_a_role_does_the_other_ones_part_not_at_all() -> None:
         permissions.require_role(permissions.role)
         with pytest.raises(ProtocolError, match=f"the {permissions.role} of a move only"):
             permissions.require_role(refused)
-    assert {verb.side.role for verb in VERBS.values()} == {"", "source", "target"}
+    assert {verb.role for verb in VERBS.values()} == {"", "source", "target"}
 
 
 @pytest.mark.parametrize(
