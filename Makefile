@@ -31,10 +31,12 @@ check:
 
 faults := tests/fault/test_every_entry.py
 
-# Two lanes side by side: the second one has hosts of its own, so neither sees what the other does.
+# Two lanes side by side: the second one has hosts of its own, so neither sees what the other does. Guests take a whole machine.
 test: setup check
 	@scripts/install-packages --tests
 	@$(MAKE) --no-print-directory --output-sync=target -j2 test-runtime test-moves
+	@$(MAKE) --no-print-directory test-guest
+	@$(MAKE) --no-print-directory test-vm
 
 test-runtime:
 	$(bin)/pytest tests/fuzz tests/integration
@@ -43,8 +45,6 @@ test-moves:
 	$(bin)/pytest -s $(faults)
 	$(bin)/pytest tests/e2e
 	$(bin)/pytest -s tests/fault/test_soak.py --soak-minutes 1
-	@$(MAKE) --no-print-directory test-guest
-	@$(MAKE) --no-print-directory test-vm
 
 guest_tests := tests/guest $(addprefix tests/integration/test_,cgroups.py verbs.py lifecycle.py)
 test-guest:

@@ -35,6 +35,7 @@ class TargetSide(Side):
     _made_parents: tuple[str, ...] = ()
     _prepared = False
     _released = False
+    _confirmed = False
     _taken_over = False
     _waiting = ""  # the move of another agent here that waits for a verdict
 
@@ -150,12 +151,15 @@ class TargetSide(Side):
 
     def confirm(self) -> None:
         """The source's copy is dead, and its journal says so: the move is over here, too. Idempotent."""
+        if self._confirmed:
+            return
         migration = self._migration()
         if not records.was_released(migration):
             raise ProtocolError("the container was not released here")
         wipe(places.working(migration))
         records.close(migration)
         self._leave()
+        self._confirmed = True
 
     def abort(self) -> None:
         """Kill what was restored and is held. Idempotent."""

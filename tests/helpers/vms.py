@@ -17,12 +17,12 @@ class Vms:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def _vms(self, *args: str, timeout_s: float = 300) -> None:
+    def _vms(self, *args: str, timeout_s: float = 600) -> None:
         subprocess.run([str(ROOT / "scripts/vms"), self.name, *args], stdin=subprocess.DEVNULL, check=True, timeout=timeout_s)
 
     def up(self) -> None:
         # The first time on a machine, the image is built and a guest boots.
-        self._vms("up", timeout_s=900)
+        self._vms("up", timeout_s=1500)
 
     def down(self) -> None:
         self._vms("down")

@@ -17,7 +17,7 @@ from tests.helpers import memory
 from tests.helpers.bundle import BundleMaker, assert_gapless, counter
 from tests.helpers.vms import NODES, Vms
 
-pytestmark = [pytest.mark.ferry, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ferry, pytest.mark.timeout(1800)]
 BUNDLES = "/var/lib/ferry/bundles"
 IMAGES = "/var/lib/images"
 MIB, DIRTY_MIB = 32, 8
@@ -140,7 +140,7 @@ def test_a_decided_move_goes_on_when_its_source_boots_again(vms: Vms, tmp_path: 
     vms.shell("node1", "for i in $(seq 600); do ps -C migrate -o stat= | grep -q ^T && exit; sleep 0.2; done; exit 1")
     assert vms.containers("node2") == {"counter": "paused"}, "prepared, and not released"
     vms.reset("node1")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while vms.containers("node2") != {"counter": "running"} or vms.containers("node1") or "counter" in _moves(vms, "node1"):
         assert time.monotonic() < deadline, vms.run("node1", "journalctl", "--no-pager", "-u", "ferry-recover").stdout
         time.sleep(1)
