@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from migrate import durable
 from migrate.errors import Outcome
 
 
@@ -135,6 +136,27 @@ OUTCOMES: dict[Action, Outcome] = {
 def decide(decision: Decision, source: Source, target: Target) -> Action:
     """Return what to do. Never raises: the table is complete."""
     return TABLE[decision, source, target]
+
+
+def on_target(status: str | None, word: str | None, same_boot: bool, prepared: bool) -> Target | None:
+    """Return what a move has on its target when nothing of it is alive there; None when that cannot be known.
+
+    `status` is the container's, None where there is none of the move's bundle; `word` is what `released` says; `same_boot`
+    whether the host has been up since the move began there; `prepared` whether the whole checkpoint is there. Never UNREACHABLE.
+    """
+    not_released = word in (None, durable.UNDECIDED)
+    if status == "running":
+        # In another boot nothing that was held is left: somebody has started it anew.
+        return None if not_released and not same_boot else Target.RUNNING
+    if not not_released and word not in (durable.RELEASED, durable.RAN):
+        return None
+    if status == "paused":
+        # Once it ran, it was somebody else who paused it.
+        return Target.RUNNING if word == durable.RAN else Target.HELD
+    if not_released:
+        return Target.IMAGES if prepared else Target.ABSENT
+    # That it ran is written after it did, and survives all but the end of the host itself.
+    return Target.ENDED if word == durable.RAN and same_boot else Target.CRASHED
 
 
 def overrule(run_on: str, source: Source, target: Target) -> Action | None:

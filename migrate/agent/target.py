@@ -23,6 +23,7 @@ from migrate import command, durable, locks, places, probe, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.side import Side, checked_flags, wipe
 from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
+from migrate.recover import Target, on_target
 from migrate.warm import warm
 
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
@@ -285,32 +286,26 @@ class TargetSide(Side):
         return (directory / "target.json").exists() or durable.read(directory / "released") not in (None, durable.UNDECIDED)
 
     def _adopt(self, note: dict[str, Any]) -> str:
-        """Read what was noted; return what is here: absent, images, held, running, ended or crashed."""
+        """Read what was noted; return what is here, a value of Target. Raises: MigrateError when that cannot be known."""
         migration = self._migration()
         self._bundle, self._made_parents = note["bundle"], tuple(map(str, note.get("made_parents") or ()))
         self._inode = note.get("inode")
         word = durable.read(places.released(migration))
         state = command.state(self._container)
         # One of another bundle is another container that has taken the name.
-        status = None if state is None or state["bundle"] != self._bundle else state["status"]
-        same_boot = note.get("boot_id") == locks.boot_id()
-        if status == "running" and word in (None, durable.UNDECIDED) and not same_boot:
-            raise MigrateError(f"{self._container} was started anew here from {self._bundle}, which this move had made")
-        # Somebody may have paused it since it ran; what was not released, or not let go of yet, stands still, too.
-        if status == "running" or (status == "paused" and word == durable.RAN):
-            self._released = True
-            return "running"
-        if word not in (None, durable.UNDECIDED, durable.RELEASED, durable.RAN):
+        status = None if state is None or state["bundle"] != self._bundle else str(state["status"])
+        prepared = (places.working(migration) / "prepared").exists()
+        found = on_target(status, word, note.get("boot_id") == locks.boot_id(), prepared)
+        if found is None:
             raise MigrateError(
-                f"{places.released(migration)} is damaged: it is not known whether {self._container} was let run here",
+                f"it is not known whether {self._container} was let run here: it is {status or 'gone'}, "
+                f"and {places.released(migration)} says {word!r}",
                 hint=f"runtime state {self._container} shows what is here",
             )
-        if status == "paused":
-            return "held"
-        if records.was_released(migration):
-            # That it ran is written after it did, and what is written survives all but the host's own end.
-            return "ended" if word == durable.RAN and same_boot else "crashed"
-        return "images" if (places.working(migration) / "prepared").exists() else "absent"
+        if found == Target.RUNNING:
+            self._released = True
+            self._ran(places.released(migration))  # also when it was somebody else who let it
+        return found
 
     def verdict(self, word: str) -> None:
         """Carry out the source's decision on what is held here: commit or abort. Raises: MigrateError."""

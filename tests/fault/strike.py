@@ -28,6 +28,7 @@ class Case:
     dumped: bool
     decided: bool
     released: bool
+    pulled: bool = False  # the coordinator is on the target, and the data goes through it
     struck: bool = True
     lost: bool = False  # the host that it ran on went down
     heal: Callable[[], None] | None = None
@@ -170,11 +171,12 @@ def run(case: Case, fault: Callable[[Case, Stopped], None], after_s: float | Non
 
 def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO | None, after_s: float | None) -> str:
     world = case.world
-    command = ("migrate", "move", "--json", *FLAGS, NAME, case.target)
+    verb, here, there = ("pull", case.target, case.source) if case.pulled else ("move", case.source, case.target)
+    command = ("migrate", verb, "--json", *FLAGS, NAME, there)
     if after_s is None:
-        move = Stopped(world.bed, case.source, case.place, *command, env=ENV)
+        move = Stopped(world.bed, here, case.place, *command, env=ENV)
     else:
-        move = Running(world.bed, case.source, *command, env=ENV)
+        move = Running(world.bed, here, *command, env=ENV)
         time.sleep(after_s)
     assert not move.ended, f"the move was over before {case.place}: {move.go_on()}"
     dumped_at = os.fstat(ticks.fileno()).st_size if ticks else 0

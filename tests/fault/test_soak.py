@@ -25,14 +25,15 @@ def test_soak(world: World, places: list[str], request: pytest.FixtureRequest) -
     until = time.monotonic() + 60 * float(request.config.getoption("--soak-minutes"))
     outcomes: Counter[str] = Counter()
     while time.monotonic() < until:
+        pulled = chance.random() < 0.3
         if chance.random() < 0.5:
             name, place, after_s = chance.choice(list(CLASSES)), chance.choice(places), None
-            case = Case(world, world.at, other(world.at), place, *reached(place))
+            case = Case(world, world.at, other(world.at), place, *reached(place), pulled=pulled)
         else:
             name, after_s = chance.choice(ANY_MOMENT), round(chance.uniform(0, LONGEST_S), 2)
             place = f"{after_s} s"
-            case = Case(world, world.at, other(world.at), place, dumped=False, decided=False, released=False)
-        said = f"soak: {sum(outcomes.values()) + 1} from {case.source}: {name} at {place}"
+            case = Case(world, world.at, other(world.at), place, dumped=False, decided=False, released=False, pulled=pulled)
+        said = f"soak: {sum(outcomes.values()) + 1} {'pulled' if pulled else 'moved'} from {case.source}: {name} at {place}"
         try:
             outcome = run(case, CLASSES[name], after_s)
         except BaseException:

@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from migrate.recover import OUTCOMES, TABLE, Action, Decision, Source, Target, advice, decide, overrule
+from migrate import durable
+from migrate.recover import OUTCOMES, TABLE, Action, Decision, Source, Target, advice, decide, on_target, overrule
 
 ROWS = list(product(Decision, Source, Target))
 NOT_RUN = {Target.ABSENT, Target.IMAGES, Target.HELD}
@@ -82,6 +83,29 @@ def test_a_damaged_decision_is_taken_for_neither(source: Source, target: Target)
     words = {decide(d, source, target) for d in (Decision.NONE, Decision.COMMIT)}
     still = (source, target) == (Source.FROZEN, Target.HELD)
     assert words == {action} or still or action in (Action.DOUBT, Action.SPLIT_BRAIN)
+
+
+WORDS = [None, durable.UNDECIDED, durable.RELEASED, durable.RAN, "", "releaseD", "undecidee"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("status", [None, "created", "running", "paused", "stopped"])
+def test_what_a_target_has(status: str | None, word: str | None) -> None:
+    """What was not released there is never taken for something that ran, nor the other way round."""
+    for same_boot, prepared in product((True, False), repeat=2):
+        found = on_target(status, word, same_boot, prepared)
+        if word in (durable.RELEASED, durable.RAN):
+            assert found is not None and found not in (Target.ABSENT, Target.IMAGES)
+            assert found != Target.ENDED or (word == durable.RAN and same_boot), "gone, and not known to have run"
+        elif word in (None, durable.UNDECIDED):
+            assert found not in (Target.ENDED, Target.CRASHED)
+            assert found != Target.RUNNING or same_boot, "what was held did not outlive its host"
+        else:
+            assert found == (Target.RUNNING if status == "running" else None), "a damaged word tells nothing"
+        if status == "running":
+            assert found in (Target.RUNNING, None)
+        if found == Target.HELD:
+            assert status == "paused"
 
 
 @pytest.mark.parametrize("word", ["source", "target", "nowhere"])
