@@ -219,7 +219,10 @@ class TargetSide(Side):
         elif self._taken_over:
             if self._held is not None:
                 self._held.end()
-            self._unlock()  # the next one who takes over finds it as it is
+            if (places.history(self._id) / "open").exists():
+                self._unlock()  # the next one who takes over finds it as it is
+            else:
+                self._leave()
         elif self._prepared:
             self._wait_for_verdict()
         else:
