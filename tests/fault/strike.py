@@ -204,6 +204,8 @@ def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO 
         expected = case.target if report["outcome"] == "COMPLETED" else case.source
         assert running == [expected], f"{report['outcome']}, and it runs on {running}"
     assert not ran_there or running == [case.target], "it ran on the target, and then from before that on the source"
+    if fault is _interrupt and after_s is None:
+        assert (running == [case.target]) == case.decided, f"interrupted, and it runs on {running}"
     _holds(case, running[0])
     if case.dumped and running == [case.target]:
         last = os.fstat(ticks.fileno()).st_size

@@ -15,7 +15,8 @@ class Stopped:
     """`at` is PHASE.MARK:before or :after; `ended` is true when the command was over before it got there."""
 
     def __init__(self, bed: Bed, host: str, at: str, *command: str, env: tuple[str, ...] = ()) -> None:
-        argv = bed.argv(host, "env", f"FERRY_FAULT={at}", *env, *command)
+        # A ^C means what it does at a prompt, also where the tests themselves run in the background.
+        argv = bed.argv(host, "env", "--default-signal=INT", f"FERRY_FAULT={at}", *env, *command)
         self._process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
