@@ -118,8 +118,8 @@ def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> Hello:
 
     Raises: HostUnfit, ConnectionLost.
     """
-    wire.send(Frame(hello=Hello(protocol=PROTOCOL, version=__version__, dead_after_ms=int(DEAD_AFTER_S * 1000))))
     try:
+        wire.send(Frame(hello=Hello(protocol=PROTOCOL, version=__version__, dead_after_ms=int(DEAD_AFTER_S * 1000))))
         frame = wire.receive()
     except ProtocolError as e:
         raise HostUnfit(

@@ -15,6 +15,7 @@ from migrate.liveness import DEAD_AFTER_S, PING_EVERY_S
 
 _CONNECT_TIMEOUT_S = DEAD_AFTER_S
 _DEAD_AFTER_MS = int(DEAD_AFTER_S * 1000)
+_NOISE_BYTES = 4000
 
 
 class _Refuse(paramiko.MissingHostKeyPolicy):
@@ -149,9 +150,11 @@ class SshStream:
     def noise(self) -> str:
         """Return what the command wrote on stderr."""
         self._channel.settimeout(2)
+        said = b""
         with contextlib.suppress(OSError):
-            return self._channel.recv_stderr(4000).decode(errors="replace")
-        return ""
+            while len(said) < _NOISE_BYTES and (data := self._channel.recv_stderr(_NOISE_BYTES)):
+                said += data
+        return said[:_NOISE_BYTES].decode(errors="replace")
 
     def close(self) -> None:
         self._client.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 # podman makes these at its first container, and keeps them.
 OTHERS = ("/libpod_parent", "/libpod_parent/conmon")
-_BED = re.compile(r"/ferry-[a-z0-9-]+-(host1|host2)\b|^ferry-[a-z0-9-]+-(host1|host2|client|switch)$|^/var/tmp/ferry-")
+_BED = re.compile(r"(^|/)ferry-[a-z0-9-]+-(host1|host2|client|switch)\b|^/var/tmp/ferry-")
 
 
 @dataclass(frozen=True)

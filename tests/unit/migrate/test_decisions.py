@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import struct
 from pathlib import Path
@@ -268,6 +269,14 @@ def test_a_shell_that_prints_is_no_agent() -> None:
     with pytest.raises(HostUnfit, match="no Ferry agent"):
         greet(wire, "host2")
     wire.stream.close()
+
+
+def test_a_command_that_is_gone_before_it_was_greeted_is_no_agent() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    wire = Wire(FdStream(ours.fileno(), ours.fileno(), "host2"))
+    with ours, pytest.raises(HostUnfit, match="no Ferry agent could be started there: not found"):
+        greet(wire, "host2", lambda: "not found\n")
 
 
 def _frames(*frames: Frame | bytes) -> bytes:
