@@ -31,7 +31,8 @@ check:
 
 faults := tests/fault/test_every_entry.py
 
-# Two lanes side by side: the second one has hosts of its own, so neither sees what the other does. Guests take a whole machine.
+# Two lanes side by side, about as long as each other: a bed's hosts are its own, so neither sees what the other does. Guests take a
+# whole machine.
 test: setup check
 	@scripts/install-packages --tests
 	@$(MAKE) --no-print-directory --output-sync=target -j2 test-runtime test-moves
@@ -40,10 +41,10 @@ test: setup check
 
 test-runtime:
 	$(bin)/pytest tests/fuzz tests/integration
+	$(bin)/pytest -s $(faults)
 
 test-moves:
-	$(bin)/pytest -s $(faults)
-	$(bin)/pytest tests/e2e
+	$(bin)/pytest --durations 10 tests/e2e
 	$(bin)/pytest -s tests/fault/test_soak.py --soak-minutes 1
 
 guest_tests := tests/guest $(addprefix tests/integration/test_,cgroups.py verbs.py lifecycle.py)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -300,12 +301,14 @@ def test_the_journal_tells_the_move(counting: Bed) -> None:
 
 @pytest.mark.timeout(1200)
 def test_fifty_moves_leave_everything_as_it_was(counting: Bed) -> None:
+    """Fewer on a machine that is short of time ($FERRY_SHARE); an even number, so that it ends where it began."""
     bed = counting
+    moves = 50 // int(os.environ.get("FERRY_SHARE") or 1) // 2 * 2
     bed.move("host1", NAME, "host2")
     bed.move("host2", NAME, "host1")
     before = {h: bed.inventory(h) for h in ("host1", "host2")}
     downtimes = []
-    for i in range(50):
+    for i in range(moves):
         here, there = ("host1", "host2") if i % 2 == 0 else ("host2", "host1")
         report = bed.move(here, NAME, there)
         downtimes.append(report["downtime_ms"])
@@ -316,4 +319,4 @@ def test_fifty_moves_leave_everything_as_it_was(counting: Bed) -> None:
             assert after[host][kind] == before[host][kind], (host, kind)
         commands = [[" ".join(p.split()[1:]) for p in inv[host]["PROCESSES"] if "sleep 0." not in p] for inv in (before, after)]
         assert commands[0] == commands[1]
-    print(f"downtime of 50 moves: median {sorted(downtimes)[25]:.0f} ms, largest {max(downtimes):.0f} ms")
+    print(f"downtime of {moves} moves: median {median(downtimes):.0f} ms, largest {max(downtimes):.0f} ms")
