@@ -69,7 +69,7 @@ def locked_directory(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all of `data`, however many calls it takes."""
     view = memoryview(data)
     while view:

@@ -27,6 +27,7 @@ from runtime.criu.checkpoint import check, checkpoint
 from runtime.criu.findings import Severity
 from runtime.criu.options import CheckpointOptions, PreDumpMode
 from runtime.errors import UsageError
+from runtime.memory import tracker
 
 NOT_READY = 4
 
@@ -45,6 +46,7 @@ NOT_READY = 4
 )
 @click.option("--timeout", "timeout_s", type=click.IntRange(1), hidden=True, help="Seconds until the processes must stand still.")
 @click.option("--force-irmap", is_flag=True, hidden=True, help="Search for the names of files that are watched.")
+@click.option("--memory-fd", type=int, help="With --hold: descriptor that the memory goes to, while the container runs.")
 @archive_options
 @click.option("--check", "only_check", is_flag=True, help="Only say what would stand in the way; exit status 4 if it fails.")
 @click.option("--json", "as_json", is_flag=True, help="With --check: print findings as JSON.")
@@ -86,6 +88,11 @@ def command(
         raise UsageError("--lazy-pages needs --page-server: the address to serve the memory at")
     if hold and (options.leave_running or options.lazy_pages):
         raise UsageError("--hold goes with neither --leave-running nor --lazy-pages: what is committed runs elsewhere")
+    if options.memory_fd is not None:
+        if not hold or options.parent_path is not None or options.page_server is not None or options.pre_dump:
+            raise UsageError("--memory-fd needs --hold, and goes with neither --parent-path, --pre-dump nor --page-server")
+        if not tracker.supported():
+            raise UsageError("--memory-fd: this kernel cannot follow writes to memory", hint="Linux 6.7 on x86-64 can")
     if options.pre_dump and (hold or options.lazy_pages):
         raise UsageError("--pre-dump goes with neither --hold nor --lazy-pages")
     if archive is not None and (hold or options.pre_dump or options.page_server is not None):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from runtime.container.container import Container
 from runtime.container.lifecycle import require
 from runtime.criu import advice, compare, configfiles, features, images, pagemap, request, scan, survey, sweep
 from runtime.criu.findings import REMEDY, Finding, Severity, at_once, examine, fail
+from runtime.criu.follow import Follow
 from runtime.criu.hold import Controller, Decision
 from runtime.criu.options import CheckpointOptions, NetworkLock
 from runtime.criu.request import ContainerFacts
@@ -50,6 +53,24 @@ def checkpoint(
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
+    if options.memory_fd is None or controller is None:
+        return _checkpoint(container, options, controller, at_rest, None)
+    with contextlib.closing(Follow(options.memory_fd, container.manager().pids)) as follow:
+        require("checkpoint", container.id, container.status())
+        controller.say("following")
+        # Others may use the container meanwhile: it is not locked yet, and CRIU has not looked at it.
+        if not controller.wait_go("prepare", on_pass=lambda: controller.say("passed", **follow.one_pass())):
+            raise HoldAborted(f"checkpoint of {container.id} was aborted before it began")
+        return _checkpoint(container, options, controller, at_rest, follow)
+
+
+def _checkpoint(
+    container: Container,
+    options: CheckpointOptions,
+    controller: Controller | None,
+    at_rest: Callable[[], None] | None,
+    follow: Follow | None,
+) -> dict[str, Any]:
     images.make(options.image_path)
     images.make(options.work_path)
     if options.parent_path is not None:
@@ -82,26 +103,50 @@ def checkpoint(
             )
             if not tracks_memory:
                 facts = request.without_parent(facts)
-            dump = _Dump(container, options, facts, controller, at_rest, options.parent_path is not None and not tracks_memory)
+            compares = options.parent_path is not None and not tracks_memory
+            dump = _Dump(container, options, facts, controller, at_rest, compares, follow)
             with _explained(container, options):
                 try:
-                    # A CRIU that serves memory would not notice that nobody waits for it any more.
-                    with Session(process.die_with_parent if options.lazy_pages else None) as session:
-                        fields = request.dump(configfiles.with_address(options), facts)
-                        places = options.image_path, options.work_path, request.DUMP_LOG
-                        session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
-                        dump.answered()
-                    dump.complete()
+                    _run(dump, options, facts)
                 except BaseException as e:
                     dump.let_go(e)
                     raise
                 dump.let_go(None)
-            found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump")
+            found = images.stats(options.work_path, "dump") or images.stats(options.image_path, "dump") or dump.stats
         if not options.leave_running:
             _wait_dead(container)
             if controller is None:
                 container.remove()
     return found
+
+
+def _run(dump: _Dump, options: CheckpointOptions, facts: ContainerFacts) -> None:
+    if dump.follow is not None:
+        unasked, theirs = socket.socketpair()
+        with unasked, theirs, Session(_in_keeper, (theirs.fileno(),)) as session:
+            dump.session = session
+            fields = request.dump(options, facts, theirs.fileno())
+            with contextlib.suppress(_Through):
+                session.run("DUMP", fields, options.image_path, options.work_path, request.DUMP_LOG, dump.on_notify)
+        return
+    # A CRIU that serves memory would not notice that nobody waits for it any more.
+    with Session(process.die_with_parent if options.lazy_pages else None) as session:
+        fields = request.dump(configfiles.with_address(options), facts)
+        places = options.image_path, options.work_path, request.DUMP_LOG
+        session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
+        dump.answered()
+    dump.complete()
+
+
+def _in_keeper() -> None:
+    """Before a CRIU that keeps memory in pipes is executed: 256 pages each, which takes more descriptors than the usual 1024."""
+    process.die_with_parent()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class _Through(Exception):
+    """CRIU was ended by us, since nothing is left for it to do."""
 
 
 @contextlib.contextmanager
@@ -179,7 +224,11 @@ class _Dump:
         controller: Controller | None,
         at_rest: Callable[[], None] | None,
         compares: bool,
+        follow: Follow | None = None,
     ) -> None:
+        self.follow = follow
+        self.session: Session | None = None
+        self.stats: dict[str, Any] = {}
         self._container, self._options, self._facts, self._controller = container, options, facts, controller
         self._at_rest, self._compares = at_rest, compares
         self._manager = container.manager()
@@ -191,6 +240,8 @@ class _Dump:
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "pre-dump":
             self._freeze()
+        elif script == "status-ready" and self.follow is not None:
+            self._at_status_ready(self.follow)
         elif script == "status-ready":
             self._serve()
         elif script == "post-dump":
@@ -198,7 +249,7 @@ class _Dump:
         return True
 
     def _at_post_dump(self) -> None:
-        if self._options.lazy_pages:
+        if self._options.lazy_pages or self.follow is not None:
             return  # CRIU is not through yet: it serves the memory
         if self._at_rest is None and self._options.leave_running:
             return  # it need not stand still for what is left to do
@@ -212,6 +263,20 @@ class _Dump:
             # With the signal pending they never run again; frozen they would not die, and CRIU would wait for them.
             self._manager.signal_all(signal.SIGKILL)
         self._manager.thaw()
+
+    def _at_status_ready(self, follow: Follow) -> None:
+        """CRIU has written its images, and waits for somebody to fetch the memory: it is ended here, whatever is decided."""
+        assert self.session is not None and self._controller is not None
+        self._manager.freeze_soon()
+        self.stats = follow.end_last(self._options.image_path)
+        try:
+            self._hold(self._controller, memory=self.stats)
+            self._manager.signal_all(signal.SIGKILL)
+        finally:
+            self.session.process.kill()
+            self.session.process.wait()
+        self._manager.thaw()
+        raise _Through
 
     def answered(self) -> None:
         """CRIU is through: what lives on runs at once, before anything else is done."""
@@ -234,13 +299,19 @@ class _Dump:
     def _freeze(self) -> None:
         if self._controller is not None:
             self._controller.say("ready")
-            if not self._controller.wait_go():
+            if not self._controller.wait_go(on_pass=None if self.follow is None else self._one_pass):
                 raise HoldAborted(f"checkpoint of {self._container.id} was aborted before it began")
         self._thaw = self._begun = True
         self._container.being_dumped(self._known_locks)
         self._manager.freeze()
         if self._controller is not None:
             self._controller.say("frozen")
+        if self.follow is not None:
+            self.follow.begin_last()
+
+    def _one_pass(self) -> None:
+        assert self.follow is not None and self._controller is not None
+        self._controller.say("passed", **self.follow.one_pass())
 
     def _serve(self) -> None:
         """CRIU waits for the other side to fetch the memory. From here on a copy may run there: this one must not."""
@@ -258,8 +329,8 @@ class _Dump:
         if self._serving and has_pending(self._container.state.pid, signal.SIGKILL):
             self._manager.thaw()
 
-    def _hold(self, controller: Controller) -> None:
-        controller.say("held", pid=self._container.state.pid)
+    def _hold(self, controller: Controller, **fields: Any) -> None:
+        controller.say("held", pid=self._container.state.pid, **fields)
         decision = controller.wait_decision()
         if decision == Decision.LEAVE_FROZEN:
             self._thaw = False

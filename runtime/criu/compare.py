@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from runtime.criu import images, pagemap
 from runtime.criu.pagemap import PAGE_BYTES, PARENT, PRESENT, Entry, Known
-from runtime.errors import ContainerError, KernelError
+from runtime.errors import KernelError
 from runtime.linux import procfs
 
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
@@ -144,7 +144,7 @@ def _memory(pids: list[int]) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]
     shared: dict[int, tuple[int, list[tuple[int, int, int]]]] = {}
     for pid in pids:
         try:
-            number = _number_inside(pid)
+            number = procfs.number_inside(pid)
             areas = list(_areas(pid))
         except OSError:
             continue  # it has ended
@@ -159,13 +159,6 @@ def _memory(pids: list[int]) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]
                     shared[inode][1].append((start, end, offset))
     for inode, (pid, parts) in shared.items():
         yield f"pagemap-shmem-{inode}.img", _regions(pid, sorted(parts, key=lambda p: p[2]), private=False)
-
-
-def _number_inside(pid: int) -> int:
-    for line in procfs.read(f"/proc/{pid}/status").splitlines():
-        if line.startswith("NSpid:"):
-            return int(line.split()[-1])
-    raise ContainerError(f"/proc/{pid}/status has no NSpid")
 
 
 def _areas(pid: int) -> Iterator[tuple[int, int, bool, int, int]]:

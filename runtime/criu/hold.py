@@ -4,7 +4,7 @@
      | {"event": "ready"} ------------------>|  everything slow is done; nothing was touched yet
      | <------------------------------ "go"  |
      | {"event": "frozen"} ----------------->|  (checkpoint only) the container stands still
-     | {"event": "held", "pid": ...} ------->|  CRIU waits for our answer to its last notify
+     | {"event": "held", "pid": ...} ------->|  CRIU waits for our answer to a notify
      | <---------------- "commit" | "abort"  |
      | {"event": "resumed"} ---------------->|  (restore only) the container runs
      | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from typing import Any
 from runtime.errors import ContainerError
 
 _NO_DECISION = (b"undecided", b"revoked")
+_IDLE_S = 0.2
 
 
 class Decision(StrEnum):
@@ -49,8 +52,10 @@ class Controller:
         except OSError:
             self._buffer = b""
 
-    def _word(self) -> str | None:
+    def _word(self, on_idle: Callable[[], None] | None = None) -> str | None:
         while b"\n" not in self._buffer:
+            while on_idle is not None and not select.select([self._read_fd], [], [], _IDLE_S)[0]:
+                on_idle()
             try:
                 data = os.read(self._read_fd, 4096)
             except OSError:
@@ -61,12 +66,18 @@ class Controller:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode(errors="replace").strip()
 
-    def wait_go(self) -> bool:
-        """Wait for `go`; False means that nothing is to be done. Raises: ContainerError."""
-        word = self._word()
-        if word not in ("go", "abort", None):
-            raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint="go or abort was expected")
-        return word == "go"
+    def wait_go(
+        self, go: str = "go", *, on_pass: Callable[[], None] | None = None, on_idle: Callable[[], None] | None = None
+    ) -> bool:
+        """Wait for `go`; False means that nothing is to be done.
+
+        `on_pass` is called for each word `pass` before it, `on_idle` now and then. Raises: ContainerError.
+        """
+        while (word := self._word(on_idle)) == "pass" and on_pass is not None:
+            on_pass()
+        if word not in (go, "abort", None):
+            raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint=f"{go} or abort was expected")
+        return word == go
 
     def wait_decision(self) -> Decision:
         """Wait for the decision. Raises: ContainerError."""

@@ -1,6 +1,6 @@
-"""A restore whose memory follows: `criu lazy-pages` gives each page when it is touched, and all others meanwhile.
+"""A restore whose memory follows: a daemon gives each page when it is touched, and all others meanwhile.
 
-    verb ---- socket ---- supervisor ---- child: criu lazy-pages
+    verb ---- socket ---- supervisor ---- child: the daemon, criu lazy-pages or our own (runtime/memory/filler.py)
      | <-------- ready | error ---+          reads the images here, or fetches from a page server
      | restore; processes send their userfaultfds to the daemon
      | -- restored PID ---------->+          holds the userfaultfds, too, until the daemon is done with them
@@ -23,13 +23,17 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from runtime.criu import advice, binary
+from runtime.criu.follow import wanted_of
 from runtime.criu.request import LAZY_LOG
-from runtime.errors import CriuError
+from runtime.errors import ContainerError, CriuError
 from runtime.files import close_all
 from runtime.linux import sockdiag
 from runtime.linux.process import pidfd_getfd, pidfd_open
+from runtime.memory.filler import Filler
+from runtime.memory.passes import Passes
 
 SOCKET = "lazy-pages.socket"
 _KEPT = b"k"
@@ -50,6 +54,95 @@ def listening(work_path: Path) -> bool:
     return False
 
 
+class Daemon(Protocol):
+    """What the supervisor knows of its child, of subprocess.Popen."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+    def kill(self) -> None: ...
+
+
+class CriuDaemon:
+    """Starts `criu lazy-pages`, on images or on a page server."""
+
+    name = "criu lazy-pages"
+
+    def __init__(self, image_path: Path, work_path: Path, page_server: tuple[str, int] | None) -> None:
+        self._argv = [binary.find(), "lazy-pages", "-D", str(image_path), "-W", str(work_path), "-o", LAZY_LOG, "-v2"]
+        if page_server is not None:
+            self._argv += ["--page-server", "--address", page_server[0], "--port", str(page_server[1])]
+
+    def start(self, status: int) -> Daemon:
+        """Start it; it writes to `status` when it listens, and closes it when it cannot."""
+        return subprocess.Popen([*self._argv, "--status-fd", str(status)], pass_fds=(status,))
+
+
+class OwnDaemon:
+    """Starts our own, on the passes that lie beside the images."""
+
+    name = "the filling of memory"
+
+    def __init__(self, image_path: Path, work_path: Path, passes: Passes) -> None:
+        self._image_path, self._work_path, self._passes = image_path, work_path, passes
+
+    def start(self, status: int) -> Daemon:
+        """Start it, as CriuDaemon does."""
+        return _Forked(lambda: self._serve(status))
+
+    def _serve(self, status: int) -> None:
+        os.chdir(self._work_path)  # the name of a socket may only be short
+        try:
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(SOCKET)
+                listener.listen(1)
+                self._passes.look()
+                wanted = wanted_of(self._image_path)
+                os.write(status, b"\0")
+                Filler(listener, self._passes, lambda number: wanted.get(number, [])).run()
+        except (ContainerError, OSError) as e:
+            Path(LAZY_LOG).write_text(f"Error (memory): {e}\n")
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(SOCKET)
+
+
+class _Forked:
+    """A function in a child process."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        status = 1
+        try:
+            run()
+            status = 0
+        finally:
+            os._exit(status)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            if found:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 class LazyPages:
     """The daemon of one restore, and its supervisor.
 
@@ -58,15 +151,12 @@ class LazyPages:
 
     def __init__(
         self,
-        image_path: Path,
+        daemon: CriuDaemon | OwnDaemon,
         work_path: Path,
-        page_server: tuple[str, int] | None,
         failed: Callable[[str], None],
         drained: Callable[[], None],
     ) -> None:
-        self._argv = [binary.find(), "lazy-pages", "-D", str(image_path), "-W", str(work_path), "-o", LAZY_LOG, "-v2"]
-        if page_server is not None:
-            self._argv += ["--page-server", "--address", page_server[0], "--port", str(page_server[1])]
+        self._daemon = daemon
         self._log = work_path / LAZY_LOG
         self._failed, self._drained = failed, drained
         self._sock: socket.socket | None = None
@@ -88,9 +178,9 @@ class LazyPages:
         try:
             answer = self._sock.recv(65536).decode()
         except TimeoutError:
-            answer = f"criu lazy-pages was not ready in {_READY_TIMEOUT_S:.0f} s"
+            answer = f"{self._daemon.name} was not ready in {_READY_TIMEOUT_S:.0f} s"
         if answer != "ready":
-            raise self._failure(answer or "criu lazy-pages could not be started")
+            raise self._failure(answer or f"{self._daemon.name} could not be started")
 
     def restored(self, pid: int) -> None:
         """Tell the supervisor that the processes are there; from now on it answers for them.
@@ -100,7 +190,7 @@ class LazyPages:
         assert self._sock is not None
         self._sock.send(f"restored {pid}".encode())
         if self._sock.recv(1) != b"1":
-            raise self._failure("criu lazy-pages ended before all memory was there")
+            raise self._failure(f"{self._daemon.name} ended before all memory was there")
 
     def failed_meanwhile(self) -> bool:
         """Say whether, after `restored`, the daemon ended before its time."""
@@ -118,11 +208,20 @@ class LazyPages:
         if self._sock is not None:
             self._sock.close()
 
-    def _failure(self, reason: str) -> CriuError:
+    def explained(self, error: CriuError) -> CriuError:
+        """Return the error of a restore with what the daemon had to say first: CRIU only knows that it is gone."""
+        if not (lines := self._lines()):
+            return error
+        return CriuError(error.message, log_lines=(*lines, *error.log_lines), hint=f"the whole log: {self._log}")
+
+    def _lines(self) -> tuple[str, ...]:
         try:
-            lines = advice.error_lines(self._log.read_text(errors="replace"))
+            return tuple(advice.error_lines(self._log.read_text(errors="replace")))
         except OSError:
-            lines = ()
+            return ()
+
+    def _failure(self, reason: str) -> CriuError:
+        lines = self._lines()
         return CriuError(reason, log_lines=lines, hint=advice.advise(lines) or f"the whole log: {self._log}")
 
     def _supervise(self, sock: socket.socket) -> None:
@@ -144,12 +243,12 @@ class LazyPages:
 
     def _run(self, sock: socket.socket) -> None:
         ready, status = os.pipe()
-        daemon = subprocess.Popen([*self._argv, "--status-fd", str(status)], pass_fds=(status,))
+        daemon = self._daemon.start(status)
         os.close(status)
-        # criu that fails closes the pipe; one that listens writes to it first.
+        # One that fails closes the pipe; one that listens writes to it first.
         if not os.read(ready, 1):
             daemon.wait()
-            sock.send(f"criu lazy-pages ended with status {daemon.returncode}".encode())
+            sock.send(f"{self._daemon.name} ended with status {daemon.returncode}".encode())
             return
         sock.send(b"ready")
         word = sock.recv(100).decode()
@@ -181,7 +280,9 @@ class LazyPages:
         elif not container_ended:
             with contextlib.suppress(OSError):
                 sock.send(b"failed")
-            self._failed(str(self._failure(f"criu lazy-pages ended with status {daemon.returncode} before all memory was there")))
+            self._failed(
+                str(self._failure(f"{self._daemon.name} ended with status {daemon.returncode} before all memory was there"))
+            )
 
 
 def _userfaultfds(pid: int) -> dict[int, int] | None:

@@ -78,6 +78,7 @@ class CheckpointOptions(CriuOptions):
     pre_dump_mode: PreDumpMode = PreDumpMode.SPLICE
     ghost_limit_bytes: int | None = None  # None: as much as the container's deleted files need
     timeout_s: int | None = None
+    memory_fd: int | None = None  # where the memory goes, instead of into the images
     force_irmap: bool = False
 
 

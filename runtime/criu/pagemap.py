@@ -40,6 +40,11 @@ class Entry(Value):
         return self.start + self.pages * PAGE_BYTES
 
 
+def preload() -> None:
+    """Import what `load` needs, which takes longer than `load`, when there is time for it."""
+    from pycriu.images import pagemap_pb2  # noqa: F401
+
+
 def load(path: Path) -> tuple[int, list[Entry]]:
     """Read a pagemap; return its pages_id and entries. Raises: ContainerError when it is damaged; OSError."""
     from pycriu.images import pagemap_pb2
@@ -85,6 +90,11 @@ def save(path: Path, pages_id: int, entries: list[Entry]) -> None:
     new = path.with_name(path.name + ".new")
     new.write_bytes(b"".join(parts))
     new.rename(path)
+
+
+def is_elsewhere(entry: Entry) -> bool:
+    """Say whether an entry's content lies neither here nor with a parent: a lazy dump keeps it for its page server."""
+    return not entry.flags & (PRESENT | PARENT)
 
 
 class Segment(Value):

@@ -56,8 +56,11 @@ def network_lock(options: CheckpointOptions, facts: ContainerFacts) -> NetworkLo
     return NetworkLock.IPTABLES if facts.has_iptables else NetworkLock.SKIP
 
 
-def dump(options: CheckpointOptions, facts: ContainerFacts) -> dict[str, Any]:
-    """Return the criu_opts of a DUMP; the directories' descriptors are the session's to add."""
+def dump(options: CheckpointOptions, facts: ContainerFacts, unasked_fd: int | None = None) -> dict[str, Any]:
+    """Return the criu_opts of a DUMP; the directories' descriptors are the session's to add.
+
+    `unasked_fd` is CRIU's end of a connection to a page server that is never asked for anything: the memory goes another way.
+    """
     ghost_bytes = options.ghost_limit_bytes
     if ghost_bytes is None:
         ghost_bytes = max(_GHOST_LIMIT_BYTES, facts.ghost_bytes + 1)
@@ -67,7 +70,8 @@ def dump(options: CheckpointOptions, facts: ContainerFacts) -> dict[str, Any]:
         "freeze_cgroup": facts.freezer_path,
         "network_lock": int(network_lock(options, facts)),
         "ghost_limit": min(ghost_bytes, 0xFFFFFFFF),
-        "lazy_pages": options.lazy_pages or None,
+        "lazy_pages": options.lazy_pages or unasked_fd is not None or None,
+        **({} if unasked_fd is None else {"ps": {"fd": unasked_fd}}),
         "cpu_cap": int(CPU_DEMANDED if options.cpu_cap is None else options.cpu_cap),
         # A connection that is still being made fails in the worst case, which its maker must expect anyway.
         "tcp_skip_in_flight": True,

@@ -26,14 +26,17 @@ from runtime.container.create import cgroups_path, owner, systemd_scope, timesta
 from runtime.container.store import Store
 from runtime.criu import images, mounts, network, pagemap, request
 from runtime.criu import lazy as lazy_module
+from runtime.criu.follow import wanted_of
 from runtime.criu.hold import Controller, Decision
-from runtime.criu.lazy import LazyPages
+from runtime.criu.lazy import CriuDaemon, LazyPages, OwnDaemon
 from runtime.criu.options import CgroupsMode, RestoreOptions
 from runtime.criu.session import Session
-from runtime.errors import ContainerError, HoldAborted, KernelError, UsageError
+from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, UsageError
 from runtime.linux import const, mount, namespace
+from runtime.memory.passes import Passes, present
 from runtime.process.create import open_namespaces
 from runtime.spec.state import State
+from runtime.values import replace
 
 
 def restore(
@@ -57,6 +60,12 @@ def restore(
         images.require(options.image_path)
         # CRIU never ends a restore that lacks pages. Who holds it has had no images yet, and answers for them.
         pagemap.require_whole(options.image_path)
+        served = options.page_server is not None or lazy_module.listening(options.work_path) or present(options.image_path)
+        if not served and any(wanted_of(options.image_path).values()):
+            raise ContainerError(
+                f"the images in {options.image_path} lack the memory, which was sent elsewhere",
+                hint="put its passes, memory-N.img, beside them, or name its --page-server",
+            )
     images.make(options.work_path)
     spec = bundle.spec
     preserved = range(3, 3 + options.preserve_fds)
@@ -106,17 +115,28 @@ def restore(
                     namespace.unshare(const.CLONE_NEWCGROUP)
 
             passed = (*(fd for fd, _ in joins), *([] if own_network is None else [own_network]), *preserved)
+            memory = Passes(options.image_path)
             with (
-                _lazy_pages(container, manager, options, wipe=wipe) as lazy,
+                contextlib.ExitStack() as stack,
                 _place_for_pivot(bundle),
                 Session(in_child, passed) as session,
             ):
-                held = _Restore(container, manager, session.process, on_console, controller, lazy)
                 if controller is not None:
+                    pagemap.preload()
                     controller.say("ready")
-                    if not controller.wait_go():
+                    if not controller.wait_go(on_idle=lambda: memory.look(but_last=True)):
                         raise HoldAborted(f"restore of {container_id} was aborted before it began")
                     images.require(options.image_path)
+                own = present(options.image_path)
+                if own:
+                    options = replace(options, lazy_pages=True)
+                daemon = (
+                    OwnDaemon(options.image_path, options.work_path, memory)
+                    if own
+                    else CriuDaemon(options.image_path, options.work_path, options.page_server)
+                )
+                lazy = stack.enter_context(_lazy_pages(container, manager, options, daemon, wipe=wipe))
+                held = _Restore(container, manager, session.process, on_console, controller, lazy)
                 notes = images.load_notes(options.image_path)
                 names = images.load_stdio(options.image_path) + notes.get("descriptors", [])[3:]
                 inherit = [
@@ -151,7 +171,10 @@ def restore(
                         raise KernelError(f"cannot bring the images in {options.image_path} together", e.errno or 0) from e
                     lazy.start()
                 with images.readable_inside(options.image_path, spec, writable=options.auto_dedup) as image_fd:
-                    session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
+                    try:
+                        session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
+                    except CriuError as e:
+                        raise e if lazy is None else lazy.explained(e) from None
                 held.resume()
                 if lazy is not None:
                     lazy.keep()
@@ -172,7 +195,9 @@ def restore(
 
 
 @contextlib.contextmanager
-def _lazy_pages(container: Container, manager: Manager, options: RestoreOptions, *, wipe: bool) -> Iterator[LazyPages | None]:
+def _lazy_pages(
+    container: Container, manager: Manager, options: RestoreOptions, daemon: CriuDaemon | OwnDaemon, *, wipe: bool
+) -> Iterator[LazyPages | None]:
     """Return the daemon that a lazy restore needs, unless the caller has one listening in the work directory already."""
     if not options.lazy_pages or lazy_module.listening(options.work_path):
         yield None
@@ -188,7 +213,7 @@ def _lazy_pages(container: Container, manager: Manager, options: RestoreOptions,
         if wipe:
             images.wipe(options.image_path)
 
-    lazy = LazyPages(options.image_path, options.work_path, options.page_server, failed, drained)
+    lazy = LazyPages(daemon, options.work_path, failed, drained)
     try:
         yield lazy
     finally:

@@ -63,6 +63,14 @@ def parse_stat(text: str) -> Stat:
     return Stat(int(text.split(" ", 1)[0]), fields[0], int(fields[1]), int(fields[19]))
 
 
+def number_inside(pid: int) -> int:
+    """Return the number of a process in its own pid namespace. Raises: OSError."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
 def read(path: str | Path) -> str:
     """Read a file below /proc. Names in it are whatever programs chose: bytes that are no text become escapes.
 

@@ -23,6 +23,8 @@ _X86_64 = {
     "sched_setattr": 314,
     "seccomp": 317,
     "execveat": 322,
+    "process_vm_readv": 310,
+    "userfaultfd": 323,
 }
 _ARM64 = {
     "clone": 220,
@@ -39,6 +41,8 @@ _ARM64 = {
     "sched_setattr": 274,
     "seccomp": 277,
     "execveat": 281,
+    "process_vm_readv": 270,
+    "userfaultfd": 282,
 }
 SYSCALL: dict[str, int] = {
     **(_X86_64 if MACHINE == "x86_64" else _ARM64),

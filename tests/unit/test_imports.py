@@ -21,7 +21,8 @@ RUNTIME = {
     "cgroups": {"values", "spec", "linux", "errors"},
     "process": {"values", "setup", "cgroups", "spec", "linux", "files", "errors"},
     "container": {"values", "process", "cgroups", "setup", "spec", "linux", "files", "log", "errors"},
-    "criu": {"values", "container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
+    "memory": {"values", "linux", "files", "errors"},
+    "criu": {"values", "memory", "container", "process", "cgroups", "setup", "spec", "linux", "files", "errors"},
     "image": {"values", "spec", "linux", "files", "errors"},
     "archive": {"values", "criu", "image", "container", "linux", "files", "errors"},
     "cli": {
@@ -29,6 +30,7 @@ RUNTIME = {
         "archive",
         "image",
         "criu",
+        "memory",
         "container",
         "process",
         "cgroups",

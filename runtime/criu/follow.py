@@ -1,0 +1,162 @@
+"""Send a container's memory while it runs, and when it stands still what is left: the memory descriptor of a held checkpoint.
+
+    runtime checkpoint --hold --memory-fd N    controller                  reader of N
+     | {"event": "following"} ------------------>|  nothing was touched yet     |
+     | <------------------------------- "pass"   |                              |
+     | -- records of runtime/memory/records.py, to an end ---------------------->|
+     | {"event": "passed", "pages": ...} -------->|                              |
+     | <---------------------------- "prepare"   |                              |
+     | {"event": "ready"} ----------------------->|  from here on as in hold.py; "pass" is still understood
+     | <--------------------------------- "go"   |                              |
+     | {"event": "frozen"} ---------------------->|                              |
+     | -- the last pass, while CRIU dumps all else ----------------------------->|
+     | {"event": "held", "memory": {...}} ------->|                              |
+
+CRIU dumps lazily: it writes down which pages of anonymous memory there are, and keeps their content for a page server that nobody
+asks. Its images say what has to be there, so what was missed for whatever reason is sent at last.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.criu import pagemap
+from runtime.errors import ContainerError, KernelError
+from runtime.linux.procfs import number_inside
+from runtime.memory import spans
+from runtime.memory.sender import Sender
+from runtime.memory.spans import Span
+from runtime.memory.tracker import Process, Tracker
+
+_GONE = (errno.ESRCH, errno.ENOENT)
+
+
+class Follow:
+    """Sends the memory of a container's processes to `fd`, which it owns. `pids` tells which there are."""
+
+    def __init__(self, fd: int, pids: Callable[[], list[int]]) -> None:
+        os.set_inheritable(fd, False)
+        pagemap.preload()
+        self._fd, self._pids = fd, pids
+        self._tracker, self._sender = Tracker(), Sender(fd)
+        self._child = self._result_fd = 0
+        self._began = self._scan_s = 0.0
+
+    def close(self) -> None:
+        """Let the processes be as they were. Idempotent."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+            self._child = 0
+        self._tracker.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def one_pass(self) -> dict[str, Any]:
+        """Send what changed since the last pass; of what was never sent, all. Raises: ContainerError."""
+        started = time.monotonic()
+        self._tracker.refresh(self._pids())
+        try:
+            for process in list(self._tracker.processes.values()):
+                try:
+                    self._send(process, process.changed())
+                except OSError as e:
+                    if e.errno not in _GONE:
+                        raise
+                    self._tracker.forget(process.pid)
+            sent = self._sender.end()
+        except OSError as e:
+            raise _failed(e) from e
+        left_out = [f"process {pid}: {reason}" for pid, reason in self._tracker.left_out.items()]
+        elapsed_s = time.monotonic() - started
+        return {
+            "pages": sent.pages,
+            "written_bytes": sent.written_bytes,
+            "seconds": elapsed_s,
+            "processes": len(self._tracker.processes),
+            "left_out": left_out,
+        }
+
+    def _send(self, process: Process, changed: list[Span]) -> None:
+        missing = self._sender.send(process.pid, process.number, changed)
+        process.sent = spans.minus(spans.union([*process.sent, *changed]), spans.union(missing))
+
+    def begin_last(self) -> None:
+        """Begin to send what changed since the last pass, while the processes stand still. Raises: ContainerError."""
+        started = time.monotonic()
+        self._tracker.keep(self._pids())
+        try:
+            changed = [(p, p.changed()) for p in self._tracker.processes.values()]
+        except OSError as e:
+            raise _failed(e) from e
+        self._began, self._scan_s = started, time.monotonic() - started
+        for process, runs in changed:
+            process.sent = spans.union([*process.sent, *runs])
+        ours, theirs = os.pipe()
+        # Beside CRIU, which is busy with all the rest meanwhile.
+        self._child = os.fork()
+        if self._child:
+            os.close(theirs)
+            self._result_fd = ours
+            return
+        try:
+            lost = [missing for process, runs in changed for missing in self._sender.send(process.pid, process.number, runs)]
+            if not lost:
+                os.write(theirs, struct.pack("<QQ", self._sender.pages, self._sender.written_bytes))
+        finally:
+            os._exit(0)
+
+    def end_last(self, image_path: Path) -> dict[str, Any]:
+        """See all sent that CRIU's images want, and end the last pass. Raises: ContainerError."""
+        result = os.read(self._result_fd, 16)
+        os.close(self._result_fd)
+        os.waitpid(self._child, 0)
+        self._child = 0
+        if not result:
+            raise ContainerError("the memory that changed last could not be sent", hint="does anybody read it still?")
+        pages, written_bytes = struct.unpack("<QQ", result)
+        by_number = {p.number: p for p in self._tracker.processes.values()}
+        pids = {number_inside(pid): pid for pid in self._pids()}
+        try:
+            for number, wanted in wanted_of(image_path).items():
+                process = by_number.get(number)
+                rest = spans.minus(wanted, process.sent if process else [])
+                if rest and self._sender.send(pids[number], number, rest):
+                    raise ContainerError(f"memory of process {number} cannot be read")
+            late = self._sender.end()
+        except KeyError as e:
+            raise ContainerError(f"the images tell of a process {e} that is not there") from e
+        except OSError as e:
+            raise _failed(e) from e
+        return {
+            "pages": pages + late.pages,
+            "late_pages": late.pages,
+            "written_bytes": written_bytes + late.written_bytes,
+            "scan_seconds": self._scan_s,
+            "seconds": time.monotonic() - self._began,
+        }
+
+
+def wanted_of(image_path: Path) -> dict[int, list[Span]]:
+    """Return the ranges, by the number of a process, whose content the images leave to somebody else. Raises: ContainerError."""
+    found: dict[int, list[Span]] = {}
+    for path in image_path.glob("pagemap-*.img"):
+        number = path.name[8:-4]
+        if number.isdigit():
+            _, entries = pagemap.load(path)
+            found[int(number)] = spans.union((e.start, e.end) for e in entries if pagemap.is_elsewhere(e))
+    return found
+
+
+def _failed(error: OSError) -> ContainerError:
+    if error.errno == errno.EPIPE:
+        return ContainerError("nobody reads the memory any more")
+    return KernelError("the memory cannot be sent", error.errno or 0)

@@ -1,0 +1,119 @@
+"""The memory in an image directory: of each process, which page lies where in the passes."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from runtime.memory import records
+from runtime.memory.records import PAGE_BYTES
+from runtime.memory.spans import Span
+
+# Start and end of a run of pages, and where its content lies: for Passes an address in our own memory.
+Piece = tuple[int, int, int]
+
+
+def present(directory: Path) -> bool:
+    """Say whether an image directory has memory of this kind. Raises: OSError."""
+    return bool(records.files(directory))
+
+
+def clip(pieces: Iterable[Piece], spans: Sequence[Span]) -> list[Piece]:
+    """Return what of pieces lies in spans; both are sorted. Pure."""
+    found: list[Piece] = []
+    i = 0
+    for start, end, content in pieces:
+        while i < len(spans) and spans[i][1] <= start:
+            i += 1
+        k = i
+        while k < len(spans) and spans[k][0] < end:
+            first, last = max(start, spans[k][0]), min(end, spans[k][1])
+            found.append((first, last, content + first - start))
+            k += 1
+    return found
+
+
+def without(pieces: Sequence[Piece], taken: Sequence[Piece]) -> list[Piece]:
+    """Return what of pieces lies outside of others; both are sorted and do not overlap in themselves. Pure."""
+    rest: list[Piece] = []
+    i = 0
+    for start, end, content in pieces:
+        while i < len(taken) and taken[i][1] <= start:
+            i += 1
+        k, at = i, start
+        while k < len(taken) and taken[k][0] < end:
+            if taken[k][0] > at:
+                rest.append((at, taken[k][0], content + at - start))
+            at = max(at, taken[k][1])
+            k += 1
+        if at < end:
+            rest.append((at, end, content + at - start))
+    return rest
+
+
+def layers(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Sort pieces, which come in the order in which they were written, into layers that do not overlap, the newest last. Pure."""
+    found: list[list[Piece]] = []
+    layer: list[Piece] = []
+    for piece in pieces:
+        # Of one process they come by address: one that lies before the last has come a second time.
+        if layer and piece[0] < layer[-1][1]:
+            found.append(layer)
+            layer = []
+        layer.append(piece)
+    if layer:
+        found.append(layer)
+    return found
+
+
+class Passes:
+    """What `directory` holds. Raises: ContainerError from `look` for a pass that is damaged or not whole.
+
+    `look` may be called while passes arrive, of which those that were there are not read again.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._seen: set[str] = set()
+        self._maps: list[mmap.mmap] = []
+        self._pieces: dict[int, list[Piece]] = {}
+
+    def look(self, *, but_last: bool = False) -> None:
+        """Take up the passes that are new; with `but_last` not the last one, which may still be under way."""
+        for path in records.files(self._directory)[: -1 if but_last else None]:
+            if path.name not in self._seen:
+                self._take(path)
+                self._seen.add(path.name)
+
+    def _take(self, path: Path) -> None:
+        content, regions = records.read(path)
+        self._maps.append(content)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(content))
+        new: dict[int, list[Piece]] = {}
+        for region, offset in regions:
+            new.setdefault(region.pid, []).append((region.start, region.end, base + offset))
+        for pid, pieces in new.items():
+            for layer in layers(_joined(pieces)):
+                self._pieces[pid] = sorted(layer + without(self._pieces.get(pid, []), layer))
+
+    def pieces(self, pid: int, spans: Sequence[Span]) -> list[Piece]:
+        """Return what there is of these ranges of a process, sorted."""
+        return clip(self._pieces.get(pid, []), spans)
+
+
+def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Join what follows each other both in the process and here."""
+    joined: list[Piece] = []
+    for start, end, content in pieces:
+        if joined and joined[-1][1] == start and joined[-1][2] + start - joined[-1][0] == content:
+            start, content = joined[-1][0], joined[-1][2]
+            joined.pop()
+        joined.append((start, end, content))
+    return joined
+
+
+def count(pieces: Iterable[Piece]) -> int:
+    """Return the number of pages of pieces."""
+    return sum(end - start for start, end, _ in pieces) // PAGE_BYTES
