@@ -108,6 +108,9 @@ class Survey:
         if refusals or self.container is None:
             lines = [f"{f.words} [{f.code}]{': ' + f.remedy if f.remedy else ''}" for f in refusals]
             raise Refused("\n".join(lines))
+        reason = plan.can_pre_copy(self.source_facts, self.container, self.target_facts)
+        if reason and self.request.pre_copy == "always":
+            raise Refused(reason, hint="--pre-copy auto does without where it must")
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         migration_id = f"{stamp}-{secrets.token_hex(3)}"
         return plan.make(self.request, migration_id, self.source_facts, self.container, self.target_facts, self.route)
@@ -272,7 +275,12 @@ class _Move:
 
     def _count_bytes(self) -> None:
         details = self._report.details
-        shipped = [*details[Phase.PRECOPY]["passes"], details[Phase.FREEZE]["pages"], details[Phase.SHIP]]
+        shipped = [
+            *details[Phase.PRECOPY]["passes"],
+            *details[Phase.PRECOPY].get("memory", []),
+            details[Phase.FREEZE]["pages"],
+            details[Phase.SHIP],
+        ]
         self._report.wire_bytes = max(s["wire_bytes"] for s in shipped) + self._context.target.wire_bytes
 
     def _say_interrupted(self) -> None:

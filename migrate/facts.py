@@ -37,6 +37,8 @@ class HostFacts:
     missing_filesystems: tuple[str, ...]
     ports_in_use: tuple[str, ...]  # of those that the container listens on
     clock_ns: int
+    follows_memory: bool  # `runtime checkpoint --memory-fd` is there
+    open_files: int  # how many descriptors a process may have
 
 
 # What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.

@@ -8,6 +8,11 @@ from typing import Any
 from migrate.facts import ContainerFacts, HostFacts
 from migrate.phase import WORDS, Phase
 
+# Below this a freeze has memory sent as fast as the daemon that fills it in would be started.
+PRE_COPY_FROM_BYTES = 32 << 20
+# CRIU keeps the memory of what it freezes in pipes of this size.
+KEPT_IN_A_PIPE_BYTES, _OTHER_FILES = 1 << 20, 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -24,6 +29,8 @@ class Request:
     shell_job: bool = False
     file_locks: bool = False
     keep_source: bool = False
+    pre_copy: str = "never"  # auto, always, never
+    max_downtime_ms: float = 300.0
     ignore: tuple[str, ...] = ()
 
     @property
@@ -58,6 +65,8 @@ class Plan:
     source_address: dict[str, Any]
     target_address: dict[str, Any]
     direct: bool
+    pre_copy: bool  # the memory is sent while the container runs
+    max_downtime_ms: float
 
     def as_dict(self) -> dict[str, Any]:
         phases = [{"phase": str(p), "what": WORDS[p].doing, "downtime": WORDS[p].downtime, "undo": WORDS[p].undo} for p in Phase]
@@ -78,5 +87,25 @@ def make(
         criu_flags=tuple(request.criu_flags),
         keep_source=request.keep_source,
         remote_command=request.remote_command,
+        pre_copy=_pre_copy(request, source, container, target),
+        max_downtime_ms=request.max_downtime_ms,
         **asdict(route),
     )
+
+
+def can_pre_copy(source: HostFacts, container: ContainerFacts, target: HostFacts) -> str:
+    """Return why memory cannot be sent while the container runs; "" when it can."""
+    if not source.follows_memory:
+        return f"the kernel of {source.hostname} cannot follow writes to memory: Linux 6.7 on x86-64 can"
+    if "lazy_pages" not in target.criu_features:
+        return f"the kernel of {target.hostname} cannot fill memory in while a container runs (userfaultfd)"
+    needed = 2 * container.memory_bytes // KEPT_IN_A_PIPE_BYTES + _OTHER_FILES
+    if needed > source.open_files:
+        return f"a process on {source.hostname} may have {source.open_files} files open (ulimit -Hn), and {needed} are needed"
+    return ""
+
+
+def _pre_copy(request: Request, source: HostFacts, container: ContainerFacts, target: HostFacts) -> bool:
+    if request.pre_copy == "never" or can_pre_copy(source, container, target):
+        return False
+    return request.pre_copy == "always" or container.memory_bytes >= PRE_COPY_FROM_BYTES

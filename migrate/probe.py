@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import shutil
 import stat
 import time
@@ -83,6 +84,8 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         missing_bind_sources=tuple(s for s in needs.bind_sources if not os.path.exists(s)),
         missing_filesystems=tuple(f for f in needs.filesystems if f not in _filesystems()),
         ports_in_use=tuple(p for p in needs.ports if p in _listening()),
+        follows_memory=annotations.get("ferry.follows-memory") == "true",
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         clock_ns=time.time_ns(),
     )
 

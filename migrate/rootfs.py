@@ -216,30 +216,50 @@ class TreeSender:
         self._wire.send(Frame(end_of_file=EndOfFile(digest=digest.digest())))
 
 
+class StreamedFile:
+    """Sends a file whose content comes piece by piece, and whose length is not known before its end."""
+
+    def __init__(self, wire: Wire, entry: Entry) -> None:
+        self._wire = wire
+        self._digest = xxhash.xxh3_128()
+        self.sent_bytes = 0
+        wire.send(Frame(entry=entry))
+
+    def send(self, piece: memoryview) -> None:
+        """Send the next piece. Raises: ConnectionLost."""
+        self._wire.send(Frame(segment=Segment(offset=self.sent_bytes, length=len(piece))))
+        self._wire.send_raw(piece)
+        self._digest.update(piece)
+        self.sent_bytes += len(piece)
+
+    def end(self) -> None:
+        """The file is whole. Raises: ConnectionLost."""
+        self._wire.send(Frame(end_of_file=EndOfFile(digest=self._digest.digest())))
+
+
 class GrowingFile:
     """Sends what a writer has appended so far, again and again, until it is said to be whole."""
 
     def __init__(self, wire: Wire, fd: int, name: bytes) -> None:
-        self._wire, self._fd = wire, fd
-        self._digest = xxhash.xxh3_128()
+        self._fd = fd
         self._buffer = memoryview(bytearray(PIECE_BYTES))
-        self.sent_bytes = 0
         st = os.fstat(fd)
-        wire.send(Frame(entry=Entry(path=name, mode=st.st_mode, uid=st.st_uid, gid=st.st_gid, mtime_ns=st.st_mtime_ns)))
+        entry = Entry(path=name, mode=st.st_mode, uid=st.st_uid, gid=st.st_gid, mtime_ns=st.st_mtime_ns)
+        self._file = StreamedFile(wire, entry)
+
+    @property
+    def sent_bytes(self) -> int:
+        return self._file.sent_bytes
 
     def send_new(self) -> None:
         """Send what was appended since the last time. Raises: OSError, ConnectionLost."""
         while count := os.preadv(self._fd, [self._buffer], self.sent_bytes):
-            piece = self._buffer[:count]
-            self._wire.send(Frame(segment=Segment(offset=self.sent_bytes, length=count)))
-            self._wire.send_raw(piece)
-            self._digest.update(piece)
-            self.sent_bytes += count
+            self._file.send(self._buffer[:count])
 
     def end(self) -> None:
         """Send the rest of a file that is whole now."""
         self.send_new()
-        self._wire.send(Frame(end_of_file=EndOfFile(digest=self._digest.digest())))
+        self._file.end()
         os.close(self._fd)
 
 

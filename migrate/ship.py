@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +15,10 @@ from typing import Any
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Item, Manifest
-from migrate.rootfs import GrowingFile, TreeSender, scan
+from migrate.rootfs import GrowingFile, StreamedFile, TreeSender, scan
 from migrate.transport.local import FdStream
-from migrate.wire import Wire, greet, read_object
-from migrate.wire_pb2 import Call, EndOfTree, Frame
+from migrate.wire import PIECE_BYTES, Wire, greet, read_object
+from migrate.wire_pb2 import Call, EndOfTree, Entry, Frame
 
 _PROGRESS_EVERY_S = 0.2
 _ANSWER_TIMEOUT_S = 60.0
@@ -158,6 +160,41 @@ class Shipper:
         self._answer()
         self._streamed[target_root] = set(streamed)
         return Shipped(len(streamed), 0, sum(f.sent_bytes for f in streamed.values()), time.monotonic() - started)
+
+    def stream_memory(
+        self, fd: int, target_root: str, name: str, wait_end: Callable[[float], int | None], on_bytes: Callable[[int], None]
+    ) -> Shipped:
+        """Send what comes out of a pipe as one file.
+
+        `wait_end` waits that many seconds, and returns how many bytes there are in all once that is known; `on_bytes` is told how
+        many went.
+
+        Raises: TransferFailed when the pipe ends before, ConnectionLost.
+        """
+        started = time.monotonic()
+        self._call("receive_tree", {"root": target_root})
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        total: int | None = None
+        try:
+            file = StreamedFile(self._wire, Entry(path=name.encode(), mode=stat.S_IFREG | 0o600))
+            while total is None or file.sent_bytes < total:
+                if not select.select([fd], [], [], 0 if total is None else _ANSWER_TIMEOUT_S)[0]:
+                    if total is not None:
+                        raise TransferFailed("the memory stopped on its way out of the container")
+                    total = wait_end(_LOOK_AGAIN_S)
+                    continue
+                count = os.readv(fd, [buffer])
+                if not count:
+                    raise TransferFailed("the memory ended on its way out of the container")
+                file.send(buffer[:count])
+                on_bytes(file.sent_bytes)
+            file.end()
+            self._wire.send(Frame(end_of_tree=EndOfTree(entries=1)))
+        except ConnectionLost:
+            self._answer()  # the target may have said why before it closed
+            raise
+        self._answer()
+        return Shipped(1, 0, file.sent_bytes, time.monotonic() - started)
 
     @staticmethod
     def _send(sender: TreeSender, difference: manifest.Delta) -> list[Item]:

@@ -7,9 +7,10 @@ that is in commit.py alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from migrate.converge import Pass, judge
 from migrate.phase import Phase
 from migrate.plan import Plan
 from migrate.relay import Relay
@@ -19,6 +20,8 @@ from migrate.session import OnEvent, Place, Session
 # writes faster than the link carries would never be done.
 SMALL_PASS_BYTES = 1 << 20
 MAX_PASSES = 5
+# What a freeze takes when nothing is left to send: CRIU's dump and restore of a small process, as docs/benchmarks.md has it.
+FIXED_MS = 100.0
 
 
 @dataclass(slots=True)
@@ -69,18 +72,46 @@ def _discard(c: Context) -> None:
 
 
 def _precopy(c: Context) -> Details:
-    passes = []
+    pre_copy = c.plan.pre_copy
+    files = _file_passes(c)
+    # Started while the container still runs, so that no process has to start in the downtime.
+    flags = list(c.plan.criu_flags)
+    memory = c.plan.memory_bytes
+    c.target.call("hold_restore", flags=flags, memory_bytes=memory, pre_copy=pre_copy)
+    passes = _memory_passes(c) if pre_copy else []
+    c.source.call("hold_checkpoint", flags=flags, memory_bytes=memory)
+    if pre_copy:
+        # While the memory went, and CRIU was started, both went on changing.
+        files += _file_passes(c)
+        passes.append(c.source.call("send_memory", c.on_event, expected_bytes=0))
+    return {"passes": files, **({"memory": passes} if passes else {})}
+
+
+def _file_passes(c: Context) -> list[Details]:
+    passes: list[Details] = []
     for _ in range(MAX_PASSES):
         shipped = c.source.call("ship_bundle", c.on_event)
         passes.append(shipped)
         if shipped["content_bytes"] <= SMALL_PASS_BYTES:
             break
-    # Started while the container still runs, so that no process has to start in the downtime.
-    flags = list(c.plan.criu_flags)
-    memory = c.plan.memory_bytes
-    c.target.call("hold_restore", flags=flags, memory_bytes=memory)
-    c.source.call("hold_checkpoint", flags=flags, memory_bytes=memory)
-    return {"passes": passes}
+    return passes
+
+
+def _memory_passes(c: Context) -> list[Details]:
+    """Send the memory again and again while the container runs; return each pass with what was decided after it."""
+    c.source.call("follow", flags=list(c.plan.criu_flags))
+    told: list[Details] = []
+    passes: list[Pass] = []
+    expected = c.plan.memory_bytes
+    while True:
+        sent = c.source.call("send_memory", c.on_event, expected_bytes=expected)
+        passes.append(Pass(sent["content_bytes"], sent["seconds"]))
+        verdict = judge(passes, c.plan.max_downtime_ms, FIXED_MS)
+        told.append({**sent, **asdict(verdict)})
+        c.on_event("iteration", {"number": len(passes), **told[-1]})
+        expected = verdict.remaining_bytes
+        if not verdict.go_on:
+            return told
 
 
 def _let_go(c: Context) -> None:

@@ -151,10 +151,10 @@ class Side:
             raise ProtocolError("nothing is held")
         return self._held
 
-    def _start_hold(self, arguments: list[str], flags: list[str]) -> Held:
+    def _start_hold(self, arguments: list[str], flags: list[str], inherited: tuple[int, ...] = ()) -> Held:
         assert self._lock is not None
         # The lock is theirs, too: while one of them lives, nobody else acts on the container.
-        self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd,))
+        self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd, *inherited))
         return self._held
 
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:

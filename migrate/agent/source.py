@@ -6,22 +6,27 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from migrate import command, durable, places, probe, records
 from migrate.agent.side import Side, wipe
+from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
 from migrate.recover import Decision
 from migrate.ship import Shipper
-from migrate.transport.local import FdStream, ProcessStream
+from migrate.transport.local import FdStream, ProcessStream, enlarge
 from migrate.warm import warm
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
+_PROGRESS_EVERY_S = 0.2
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
-_STOPPABLE = {"listen_data", "open_data", "ship_bundle", "hold_checkpoint", "freeze", "ship_images", "decide"}
+_STOPPABLE = {
+    "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "hold_checkpoint", "freeze", "ship_images", "decide",
+}  # fmt: skip
 
 
 class SourceSide(Side):
@@ -32,6 +37,8 @@ class SourceSide(Side):
     _created = ""
     _pid = 0
     _decided = False
+    _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
+    _passes = 0
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -104,7 +111,13 @@ class SourceSide(Side):
             self._journal = None
         self._leave()
 
+    def _close_memory(self) -> None:
+        if self._memory_fd is not None:
+            os.close(self._memory_fd)
+            self._memory_fd = None
+
     def _close_data(self) -> None:
+        self._close_memory()
         if self._shipper is not None:
             self._shipper.close()
             self._shipper = None
@@ -159,34 +172,90 @@ class SourceSide(Side):
 
     def _ship(self, root: str, target_root: str) -> dict[str, Any]:
         shipper = self._data()
-        last = [time.monotonic(), 0]
+        shipped = shipper.send_tree(Path(root), target_root, self._progress())
+        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+
+    def _progress(self) -> Callable[[int, int], None]:
+        """Return what tells how far something is; it may be called often."""
+        last = [time.monotonic(), 0.0]
 
         def progress(sent: int, total: int) -> None:
             now = time.monotonic()
-            rate = (sent - last[1]) / max(now - last[0], 1e-6)
+            if now - last[0] < _PROGRESS_EVERY_S:
+                return
+            rate = (sent - last[1]) / (now - last[0])
             last[:] = [now, sent]
             self._on_event("progress", sent_bytes=sent, total_bytes=total, rate=rate)
             self._stop_if_asked()
 
-        shipped = shipper.send_tree(Path(root), target_root, progress)
-        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+        return progress
 
     def ship_bundle(self) -> dict[str, Any]:
         """Make the target's copy of the bundle equal to what it is now."""
         self._migration()
         return self._ship(self._bundle, self._bundle)
 
+    def follow(self, flags: list[str]) -> None:
+        """Start the checkpoint so early that the memory can be sent while the container runs."""
+        self._look_for_pid()
+        ours, theirs = os.pipe()
+        try:
+            enlarge(ours)
+            held = self._start_hold([*self._checkpoint(), "--memory-fd", str(theirs)], flags, (theirs,))
+        except BaseException:
+            os.close(ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._memory_fd = ours
+        held.event("following", _HOLD_READY_S)
+
+    def send_memory(self, expected_bytes: int) -> dict[str, Any]:
+        """Send the memory that has changed since the last time, all of it the first time."""
+        held = self._hold()
+        started = time.monotonic()
+        held.say("pass")
+        passed: dict[str, Any] = {}
+
+        def whole(wait_s: float) -> int | None:
+            if held.has_event(wait_s):
+                passed.update(held.event("passed", 0))
+            return passed.get("written_bytes")
+
+        shipped = self._stream_memory(whole, expected_bytes)
+        told = {k: passed[k] for k in ("pages", "processes", "left_out")}
+        return {**shipped, **told, "seconds": time.monotonic() - started}
+
+    def _stream_memory(self, whole: Callable[[float], int | None], expected_bytes: int) -> dict[str, Any]:
+        if self._memory_fd is None:
+            raise ProtocolError("the memory is not followed")
+        self._passes += 1
+        progress = self._progress()
+        images, name = str(places.images(self._migration())), f"memory-{self._passes}.img"
+        shipper = self._data()
+        shipped = shipper.stream_memory(self._memory_fd, images, name, whole, lambda sent: progress(sent, expected_bytes))
+        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+
     def hold_checkpoint(self, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
-        migration = self._migration()
+        if self._memory_fd is not None:
+            self._hold().say("prepare")
+            self._hold().event("ready", _HOLD_READY_S)
+            return
+        self._look_for_pid()
+        self._start_hold(self._checkpoint(), flags).event("ready", _HOLD_READY_S)
+        warm(memory_bytes)  # for the images
+
+    def _look_for_pid(self) -> None:
         state = command.state(self._container)
         if state is None:
             raise RuntimeFailed(f"container does not exist: {self._container}")
         self._pid = state["pid"]
-        arguments = ["checkpoint", "--image-path", str(places.images(migration))]
-        arguments += ["--decision", str(places.decision(migration))]
-        self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
-        warm(memory_bytes)  # for the images
+
+    def _checkpoint(self) -> list[str]:
+        migration = self._migration()
+        images, decision = str(places.images(migration)), str(places.decision(migration))
+        return ["checkpoint", "--image-path", images, "--decision", decision]
 
     def freeze(self) -> dict[str, Any]:
         """Freeze the container and dump it; what changed in its files, and its memory, go to the target meanwhile."""
@@ -199,17 +268,36 @@ class SourceSide(Side):
         self._data().distrust(self._bundle, probe.shared_mappings(self._pid))
         delta = self._ship(self._bundle, self._bundle)
         shipped = time.monotonic()
-        images = places.images(self._migration())
         deadline = shipped + _DUMP_S
-        pages = self._data().stream_pages(images, str(images), lambda s: held.has_event(s) or time.monotonic() > deadline)
-        held.event("held", 0)
+
+        def ended(wait_s: float) -> bool:
+            return held.has_event(wait_s) or time.monotonic() > deadline
+
+        pages = self._send_pages(held, ended) if self._memory_fd is None else self._send_last_pass(held, ended)
         return {
             "delta": delta,
-            "pages": {**asdict(pages), "wire_bytes": self._data().wire_bytes},
+            "pages": pages,
             "freeze_ms": (frozen - started) * 1000,
             "delta_ms": (shipped - frozen) * 1000,
             "dump_ms": (time.monotonic() - frozen) * 1000,
         }
+
+    def _send_pages(self, held: Held, ended: Callable[[float], bool]) -> dict[str, Any]:
+        images = places.images(self._migration())
+        pages = self._data().stream_pages(images, str(images), ended)
+        held.event("held", 0)
+        return {**asdict(pages), "wire_bytes": self._data().wire_bytes}
+
+    def _send_last_pass(self, held: Held, ended: Callable[[float], bool]) -> dict[str, Any]:
+        memory: dict[str, Any] = {}
+
+        def whole(wait_s: float) -> int | None:
+            if not memory and ended(wait_s):
+                memory.update(held.event("held", 0)["memory"])
+            return memory.get("written_bytes")
+
+        shipped = self._stream_memory(whole, 0)
+        return {**shipped, "pages": memory["pages"], "late_pages": memory["late_pages"]}
 
     def ship_images(self) -> dict[str, Any]:
         """Send the rest of the checkpoint: all but its memory."""
@@ -233,6 +321,7 @@ class SourceSide(Side):
 
     def abort(self) -> None:
         """Let go of what is held: the container runs on. Idempotent. Raises: RuntimeFailed."""
+        self._close_memory()  # who writes there would wait for ever
         if self._held is None:
             return
         self._held.say("abort")

@@ -94,13 +94,17 @@ class TargetSide(Side):
         path.with_suffix(".new").rename(path)
         durable.sync_directory(directory)
 
-    def hold_restore(self, flags: list[str], memory_bytes: int = 0) -> None:
-        """Start the restore: everything but the images is ready."""
+    def hold_restore(self, flags: list[str], memory_bytes: int = 0, pre_copy: bool = False) -> None:
+        """Start the restore: everything but the images is ready. With `pre_copy` the memory comes before them."""
         migration = self._migration()
         arguments = ["restore", "--detach", "--image-path", str(places.images(migration)), "--bundle", self._bundle]
         arguments += ["--decision", str(places.released(migration))]
+        if pre_copy:
+            # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
+            arguments.append("--wipe")
         self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
-        warm(2 * memory_bytes)  # for the images, and for the processes
+        if not pre_copy:
+            warm(2 * memory_bytes)  # for the images, and for the processes
 
     def restore(self) -> dict[str, Any]:
         """Restore, up to where only the decision is missing. From then on this host does not let go of it by itself."""
@@ -343,7 +347,7 @@ class TargetSide(Side):
     def restore_again(self, flags: list[str]) -> None:
         """Restore from the images that are kept here, and let it run: it was decided, and the source's copy is gone."""
         checked_flags(flags)
-        self.hold_restore(flags)
+        self.hold_restore(flags, pre_copy=any(places.images(self._migration()).glob("memory-*.img")))
         self.restore()
         self.release()
         self.done()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def milliseconds(text: str) -> float:
+    """Read a time. Raises: click.BadParameter."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s)?", text.strip())
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no time such as 300ms or 1.5s")
+    return float(found[1]) * (1000 if found[2] == "s" else 1)
 
 
 def remote_option(f: F) -> F:
@@ -44,6 +53,20 @@ def move_options(f: F) -> F:
         click.option("--ext-unix-sk", is_flag=True, help="Allow unix sockets that lead out of the container."),
         click.option("--shell-job", is_flag=True, help="Allow a terminal of the caller's."),
         click.option("--file-locks", is_flag=True, help="Allow file locks."),
+        click.option(
+            "--pre-copy",
+            type=click.Choice(["auto", "always", "never"]),
+            default="never",
+            help="Send the memory while the container runs: when there is much of it, always, or never.",
+        ),
+        click.option(
+            "--max-downtime",
+            "max_downtime_ms",
+            metavar="TIME",
+            default="300ms",
+            callback=lambda c, p, v: milliseconds(v),
+            help="With --pre-copy: go on until this can be kept (e.g. 300ms, 1.5s), or until it does not get better.",
+        ),
         click.option(
             "--ignore", metavar="CODE", multiple=True, help="Go on in spite of this finding of the preflight. May be repeated."
         ),

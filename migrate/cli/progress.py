@@ -26,6 +26,8 @@ class Progress:
         elif event == "progress" and self._terminal:
             sent, total, rate = (fields[k] for k in ("sent_bytes", "total_bytes", "rate"))
             self._rewrite(f"{phase:10} {human_bytes(sent)} of {human_bytes(total)}, {human_bytes(rate)}/s")
+        elif event == "iteration":
+            self._rewrite(f"{phase:10} {_iteration(fields)}", last=True)
         elif event == "end":
             self._rewrite(f"{phase:10} {_summary(phase, fields)}", last=True)
 
@@ -40,6 +42,12 @@ class Progress:
         """End a line that a failure left open."""
         if self._open_line and not self._quiet:
             self._stream.write("\n")
+
+
+def _iteration(fields: dict[str, Any]) -> str:
+    sent = f"memory, pass {fields['number']}: {human_bytes(fields['content_bytes'])} in {fields['seconds']:.2f} s"
+    predicted = f"{fields['predicted_ms']:.0f} ms of downtime predicted"
+    return f"{sent}; {fields['reason'] or predicted}"
 
 
 def _summary(phase: Phase, fields: dict[str, Any]) -> str:

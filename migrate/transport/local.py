@@ -30,7 +30,7 @@ class FdStream:
         self._poll = select.poll()
         self._poll.register(read_fd, select.POLLIN)
         for fd in (read_fd, write_fd):
-            _enlarge(fd)
+            enlarge(fd)
 
     @property
     def fds(self) -> tuple[int, int]:
@@ -120,7 +120,7 @@ class ProcessStream(FdStream):
         self._stderr.close()
 
 
-def _enlarge(fd: int) -> None:
+def enlarge(fd: int) -> None:
     """Make a pipe as large as an ordinary user may, so that the two ends wait for each other less often."""
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)

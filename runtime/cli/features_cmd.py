@@ -7,6 +7,7 @@ import json
 import click
 
 from runtime.criu import features as criu_features
+from runtime.memory import tracker
 from runtime.spec import features
 
 
@@ -14,4 +15,5 @@ from runtime.spec import features
 def command() -> None:
     document = features.document()
     document["annotations"].update(criu_features.examine())
+    document["annotations"]["ferry.follows-memory"] = "true" if tracker.supported() else "false"
     click.echo(json.dumps(document, indent=2))

@@ -30,6 +30,8 @@ from runtime.files import write_all
 from runtime.linux import process
 from runtime.linux.procfs import has_pending
 
+_FILLED_S = 45.0
+
 
 def check(container: Container, options: CheckpointOptions) -> list[Finding]:
     """Say what would stand in the way of a checkpoint; nothing is frozen, nothing is written. Raises: ContainerError."""
@@ -53,6 +55,7 @@ def checkpoint(
 
     Raises: ContainerError; the container then runs on. HoldAborted when the controller said so.
     """
+    _wait_filled(container)
     if options.memory_fd is None or controller is None:
         return _checkpoint(container, options, controller, at_rest, None)
     with contextlib.closing(Follow(options.memory_fd, container.manager().pids)) as follow:
@@ -143,6 +146,20 @@ def _in_keeper() -> None:
     process.die_with_parent()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _wait_filled(container: Container) -> None:
+    """Wait until the memory of an earlier lazy restore is there: what is missing still would be missing in the images.
+
+    Raises: ContainerError when it takes too long.
+    """
+    deadline = time.monotonic() + _FILLED_S
+    while any(scan.is_being_filled(pid) for pid in container.manager().pids()):
+        if time.monotonic() > deadline:
+            raise ContainerError(
+                f"the memory of container {container.id} is still being filled in after its restore", hint="try again when it is"
+            )
+        time.sleep(0.05)
 
 
 class _Through(Exception):

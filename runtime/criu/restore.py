@@ -175,6 +175,8 @@ def restore(
                         session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
                     except CriuError as e:
                         raise e if lazy is None else lazy.explained(e) from None
+                if wipe and own:
+                    memory.forget()
                 held.resume()
                 if lazy is not None:
                     lazy.keep()

@@ -18,6 +18,18 @@ from runtime.linux.procfs import read, read_stat
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39
 
 
+def is_being_filled(pid: int) -> bool:
+    """Say whether pages of a process are still to come: its memory is registered with a userfaultfd for missing ones.
+
+    Source: proc_pid_smaps(5), VmFlags.
+    """
+    try:
+        text = read(f"/proc/{pid}/smaps")
+    except OSError:
+        return False
+    return any(" um" in line for line in text.splitlines() if line.startswith("VmFlags:"))
+
+
 def family(init_pid: int, cgroup_pids: list[int]) -> list[tuple[int, bool]]:
     """Return the container's processes: those below its first one, and those that are only in its cgroups (False)."""
     parents = {}

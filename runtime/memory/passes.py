@@ -98,6 +98,11 @@ class Passes:
             for layer in layers(_joined(pieces)):
                 self._pieces[pid] = sorted(layer + without(self._pieces.get(pid, []), layer))
 
+    def forget(self) -> None:
+        """Remove the passes from their directory; those who have them open read on. Idempotent. Raises: OSError."""
+        for path in records.files(self._directory):
+            path.unlink(missing_ok=True)
+
     def pieces(self, pid: int, spans: Sequence[Span]) -> list[Piece]:
         """Return what there is of these ranges of a process, sorted."""
         return clip(self._pieces.get(pid, []), spans)

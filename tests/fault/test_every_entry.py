@@ -18,7 +18,7 @@ from tests.fault.oracle import World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 from tests.helpers.bed import commits
 
-pytestmark = [pytest.mark.ferry, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.ferry, pytest.mark.timeout(7200)]
 
 
 def _chosen() -> list[str]:

@@ -45,7 +45,7 @@ RUNTIME = {
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (
     {"errors"},
-    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest", "liveness", "durable"},
+    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest", "liveness", "durable", "converge"},
     {"wire", "report", "host", "preflight", "journal", "recover"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},
     {"ship", "probe"},

@@ -17,7 +17,7 @@ from migrate import host, manifest, preflight, warm
 from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
 from migrate.manifest import Item
-from migrate.plan import Request, Route, make
+from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
 from migrate.rootfs import TreeReceiver, TreeSender, scan
 from migrate.transport.local import FdStream
@@ -31,6 +31,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
         "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
         "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
+        "follows_memory": True, "open_files": 1 << 20,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
 
@@ -161,6 +162,28 @@ def test_plan_and_outcomes() -> None:
     for outcome in Outcome:
         report = Report("id", "c", "a", "b", outcome=outcome, downtime_ms=5)
         assert "c" in sentence(report)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mib", "source", "target", "planned", "reason"),
+    [
+        ("never", 4096, {}, {}, False, ""),
+        ("auto", 4, {}, {}, False, ""),
+        ("auto", 64, {}, {}, True, ""),
+        ("always", 4, {}, {}, True, ""),
+        ("auto", 64, {"follows_memory": False}, {}, False, "Linux 6.7"),
+        ("auto", 64, {}, {"criu_features": ()}, False, "userfaultfd"),
+        ("auto", 4096, {"open_files": 4096}, {}, False, "ulimit -Hn"),
+    ],
+)
+def test_pre_copy(asked: str, mib: int, source: Any, target: Any, planned: bool, reason: str) -> None:
+    here = host_facts(**source)
+    container = container_facts(memory_bytes=mib << 20)
+    there = host_facts("host2", **{"criu_features": ("lazy_pages",), **target})
+    route = Route("host1", {"destination": "host1", "port": 0}, {"destination": "h", "port": 0}, True)
+    assert make(Request("c", "-", "h", pre_copy=asked), "id", here, container, there, route).pre_copy is planned
+    found = can_pre_copy(here, container, there)
+    assert (reason in found) if reason else not found
 
 
 def test_human_bytes() -> None:
