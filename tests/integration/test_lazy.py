@@ -212,3 +212,18 @@ def test_images_that_are_damaged(oci: Oci, bundles: BundleMaker, tmp_path: Path)
     done = oci.run("restore", "--detach", "--lazy-pages", "--bundle", memory.bundle, "--image-path", images, "c")
     assert done.returncode == 1 and "criu lazy-pages ended with status" in done.stderr
     assert "does not exist" in oci.run("state", "c").stderr
+
+
+@pytest.mark.usefixtures("slow_daemon")
+def test_a_checkpoint_waits_for_the_drain(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """What is still to come would be missing in its images, and nobody would notice."""
+    memory = Memory(oci, bundles, 8)
+    first, second = tmp_path / "first", tmp_path / "second"
+    oci.ok("checkpoint", "--image-path", first, "c")
+    argv = ("restore", "--detach", "--lazy-pages", "--bundle", memory.bundle, "--image-path", first, "c")
+    oci.ok(*argv, stdout=null, stderr=null)
+    assert daemons(first), "the drain is over already"
+    oci.ok("checkpoint", "--image-path", second, "c")
+    assert not daemons(first)
+    oci.ok("restore", "--detach", "--bundle", memory.bundle, "--image-path", second, "c", stdout=null, stderr=null)
+    memory.ask()
