@@ -10,11 +10,12 @@ import pytest
 from tests.e2e.test_move import BUNDLE, NAME, counting, runs_on
 from tests.helpers.bed import Bed
 from tests.helpers.bundle import BundleMaker
-from tests.helpers.memory import PROGRAM, expected
+from tests.helpers.memory import PROGRAM, expected, following
 from tests.helpers.oci import wait_for
 from tests.helpers.stopped import Stopped
 
 __all__ = ["counting"]
+pytestmark = following
 _MIB = 64
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
+
+from runtime.memory import tracker
 from tests.helpers.bundle import BundleMaker, Config
 from tests.helpers.oci import Oci, wait_for
+
+following = pytest.mark.skipif(not tracker.supported(), reason="the kernel cannot follow writes to memory: Linux 6.7 can")
 
 # Holds MiB of its own pattern; writes a line for each change that it is asked for by a file, with the digest of it all.
 # A change is one page in every fourth MiB, or, of as many MiB as are named, nearly all pages.

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from runtime.memory import records, tracker
+from runtime.memory import records
 from tests.helpers.bundle import BundleMaker
-from tests.helpers.memory import Memory, system
+from tests.helpers.memory import Memory, following, system
 from tests.helpers.oci import Oci, wait_for
 
-pytestmark = pytest.mark.ferry
+pytestmark = [pytest.mark.ferry, following]
 null = subprocess.DEVNULL
 
 # Changes its mappings in all ways, by a seed for each round; each page that it has is known by what it must hold. A child does the same.
@@ -180,11 +180,6 @@ class Following:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "there"
-
-
-@pytest.fixture(autouse=True)
-def _can() -> None:
-    assert tracker.supported(), "this kernel cannot follow writes to memory: it is older than 6.7"
 
 
 def restored(oci: Oci, bundle: Path, place: Path) -> None:
