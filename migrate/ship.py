@@ -23,6 +23,7 @@ from migrate.wire_pb2 import Call, EndOfTree, Entry, Frame
 _PROGRESS_EVERY_S = 0.2
 _ANSWER_TIMEOUT_S = 60.0
 _LOOK_AGAIN_S = 0.001
+_SILENCE_S = 120.0
 
 # (content bytes sent, content bytes in all)
 OnProgress = Callable[[int, int], None]
@@ -177,12 +178,16 @@ class Shipper:
         total: int | None = None
         try:
             file = StreamedFile(self._wire, Entry(path=name.encode(), mode=stat.S_IFREG | 0o600))
+            heard = time.monotonic()
             while total is None or file.sent_bytes < total:
-                if not select.select([fd], [], [], 0 if total is None else _ANSWER_TIMEOUT_S)[0]:
-                    if total is not None:
+                if not select.select([fd], [], [], 0 if total is None else _LOOK_AGAIN_S)[0]:
+                    if time.monotonic() - heard > _SILENCE_S:
                         raise TransferFailed("the memory stopped on its way out of the container")
-                    total = wait_end(_LOOK_AGAIN_S)
+                    on_bytes(file.sent_bytes)
+                    if total is None:
+                        total = wait_end(_LOOK_AGAIN_S)
                     continue
+                heard = time.monotonic()
                 count = os.readv(fd, [buffer])
                 if not count:
                     raise TransferFailed("the memory ended on its way out of the container")

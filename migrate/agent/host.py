@@ -47,6 +47,7 @@ class HostSide(Side):
 
     def records(self, only_open: bool = False) -> dict[str, Any]:
         """Return what this host keeps of its moves, and who holds each."""
+        locks.sweep()
         found = records.unfinished() if only_open else records.all_records()
         rows = []
         for r in found:

@@ -62,9 +62,15 @@ def checkpoint(
         require("checkpoint", container.id, container.status())
         controller.say("following")
         # Others may use the container meanwhile: it is not locked yet, and CRIU has not looked at it.
-        if not controller.wait_go("prepare", on_pass=lambda: controller.say("passed", **follow.one_pass())):
+        if not controller.wait_go("prepare", on_pass=lambda: _one_pass(container, controller, follow)):
             raise HoldAborted(f"checkpoint of {container.id} was aborted before it began")
         return _checkpoint(container, options, controller, at_rest, follow)
+
+
+def _one_pass(container: Container, controller: Controller, follow: Follow) -> None:
+    # A process that stands still takes no call for us.
+    require("checkpoint", container.id, container.status())
+    controller.say("passed", **follow.one_pass())
 
 
 def _checkpoint(
@@ -328,7 +334,7 @@ class _Dump:
 
     def _one_pass(self) -> None:
         assert self.follow is not None and self._controller is not None
-        self._controller.say("passed", **self.follow.one_pass())
+        _one_pass(self._container, self._controller, self.follow)
 
     def _serve(self) -> None:
         """CRIU waits for the other side to fetch the memory. From here on a copy may run there: this one must not."""

@@ -163,7 +163,7 @@ def _memory(pids: list[int]) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]
 
 def _areas(pid: int) -> Iterator[tuple[int, int, bool, int, int]]:
     """Return the mappings that hold a process's own memory: start, end, whether shared, offset and inode of what is shared."""
-    for line in procfs.read(f"/proc/{pid}/maps").splitlines():
+    for line in procfs.lines(procfs.read(f"/proc/{pid}/maps")):
         fields = line.split(None, 5)
         name = fields[5] if len(fields) > 5 else ""
         start, end = (int(n, 16) for n in fields[0].split("-"))

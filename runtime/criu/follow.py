@@ -19,9 +19,10 @@ asks. Its images say what has to be there, so what was missed for whatever reaso
 from __future__ import annotations
 
 import errno
+import json
 import os
+import resource
 import signal
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any
 
 from runtime.criu import pagemap
 from runtime.errors import ContainerError, KernelError
+from runtime.files import write_all
 from runtime.linux.procfs import number_inside
 from runtime.memory import spans
 from runtime.memory.sender import Sender
@@ -43,6 +45,9 @@ class Follow:
 
     def __init__(self, fd: int, pids: Callable[[], list[int]]) -> None:
         os.set_inheritable(fd, False)
+        # Two descriptors for each process that is followed.
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         pagemap.preload()
         self._fd, self._pids = fd, pids
         self._tracker, self._sender = Tracker(), Sender(fd)
@@ -108,27 +113,30 @@ class Follow:
             self._result_fd = ours
             return
         try:
-            lost = [missing for process, runs in changed for missing in self._sender.send(process.pid, process.number, runs)]
-            if not lost:
-                os.write(theirs, struct.pack("<QQ", self._sender.pages, self._sender.written_bytes))
+            missing = {process.pid: self._sender.send(process.pid, process.number, runs) for process, runs in changed}
+            told = [self._sender.pages, self._sender.written_bytes, [[p, a, b] for p, m in missing.items() for a, b in m]]
+            write_all(theirs, json.dumps(told).encode())
         finally:
             os._exit(0)
 
     def end_last(self, image_path: Path) -> dict[str, Any]:
         """See all sent that CRIU's images want, and end the last pass. Raises: ContainerError."""
-        result = os.read(self._result_fd, 16)
-        os.close(self._result_fd)
+        with os.fdopen(self._result_fd, "rb") as results:
+            result = results.read()
         os.waitpid(self._child, 0)
         self._child = 0
         if not result:
             raise ContainerError("the memory that changed last could not be sent", hint="does anybody read it still?")
-        pages, written_bytes = struct.unpack("<QQ", result)
+        pages, written_bytes, missing = json.loads(result)
+        for pid, start, end in missing:  # the images say whether it matters
+            process = self._tracker.processes[pid]
+            process.sent = spans.minus(process.sent, [(start, end)])
         by_number = {p.number: p for p in self._tracker.processes.values()}
         pids = {number_inside(pid): pid for pid in self._pids()}
         try:
             for number, wanted in wanted_of(image_path).items():
-                process = by_number.get(number)
-                rest = spans.minus(wanted, process.sent if process else [])
+                followed = by_number.get(number)
+                rest = spans.minus(wanted, followed.sent if followed else [])
                 if rest and self._sender.send(pids[number], number, rest):
                     raise ContainerError(f"memory of process {number} cannot be read")
             late = self._sender.end()

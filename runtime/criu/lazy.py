@@ -31,7 +31,7 @@ from runtime.criu.request import LAZY_LOG
 from runtime.errors import ContainerError, CriuError
 from runtime.files import close_all
 from runtime.linux import sockdiag
-from runtime.linux.process import pidfd_getfd, pidfd_open
+from runtime.linux.process import KCMP_FILE, kcmp, pidfd_getfd, pidfd_open
 from runtime.memory.filler import Filler
 from runtime.memory.passes import Passes
 
@@ -271,7 +271,7 @@ class LazyPages:
                 time.sleep(_LOOK_EVERY_S)
                 if time.monotonic() > deadline:
                     daemon.kill()
-            _close_finished(daemon.pid, kept or {})
+            _follow_descriptors(daemon.pid, kept or {})
         if daemon.returncode == 0:
             # The verb, too, must have done with the images, and the container be there for good.
             with contextlib.suppress(OSError):
@@ -310,11 +310,21 @@ def _open_userfaultfds(pid: int) -> list[int]:
     return [number for number, target in targets.items() if target == "anon_inode:[userfaultfd]"]
 
 
-def _close_finished(pid: int, kept: dict[int, int]) -> None:
-    """Let go of what the daemon itself has closed: a process that is whole must not wait for us."""
+def _follow_descriptors(pid: int, kept: dict[int, int]) -> None:
+    """Let go of what the daemon itself has closed, since a process that is whole must not wait for us; keep what is new."""
     try:
         there = set(_open_userfaultfds(pid))
+        gone = [n for n, ours in kept.items() if n not in there or not kcmp(os.getpid(), pid, KCMP_FILE, ours, n)]
     except OSError:
         return  # it closes one just now, or is ending: the next look, or its status, says more
-    for number in [n for n in kept if n not in there]:
+    for number in gone:
         os.close(kept.pop(number))
+    if new := there - set(kept):
+        process = pidfd_open(pid)
+        try:
+            for number in new:  # of a process that was forked meanwhile
+                kept[number] = pidfd_getfd(process, number)
+        except OSError:
+            return
+        finally:
+            os.close(process)

@@ -60,12 +60,7 @@ def restore(
         images.require(options.image_path)
         # CRIU never ends a restore that lacks pages. Who holds it has had no images yet, and answers for them.
         pagemap.require_whole(options.image_path)
-        served = options.page_server is not None or lazy_module.listening(options.work_path) or present(options.image_path)
-        if not served and any(wanted_of(options.image_path).values()):
-            raise ContainerError(
-                f"the images in {options.image_path} lack the memory, which was sent elsewhere",
-                hint="put its passes, memory-N.img, beside them, or name its --page-server",
-            )
+        _require_memory(options)
     images.make(options.work_path)
     spec = bundle.spec
     preserved = range(3, 3 + options.preserve_fds)
@@ -130,6 +125,8 @@ def restore(
                 own = present(options.image_path)
                 if own:
                     options = replace(options, lazy_pages=True)
+                elif controller is not None:
+                    _require_memory(options)
                 daemon = (
                     OwnDaemon(options.image_path, options.work_path, memory)
                     if own
@@ -194,6 +191,16 @@ def restore(
     if wipe and not options.lazy_pages:
         images.wipe(options.image_path)
     return container
+
+
+def _require_memory(options: RestoreOptions) -> None:
+    """Refuse images whose memory is nowhere: CRIU would never end. Raises: ContainerError."""
+    served = options.page_server is not None or lazy_module.listening(options.work_path) or present(options.image_path)
+    if not served and any(wanted_of(options.image_path).values()):
+        raise ContainerError(
+            f"the images in {options.image_path} lack the memory, which was sent elsewhere",
+            hint="put its passes, memory-N.img, beside them, or name its --page-server",
+        )
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from runtime.criu.findings import OpenFile, Socket, Task
 from runtime.linux import const, namespace, sockdiag
 from runtime.linux.mount import openat2
 from runtime.linux.process import pidfd_getfd, pidfd_open
-from runtime.linux.procfs import read, read_stat
+from runtime.linux.procfs import lines, read, read_stat
 
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39
 
@@ -27,7 +27,7 @@ def is_being_filled(pid: int) -> bool:
         text = read(f"/proc/{pid}/smaps")
     except OSError:
         return False
-    return any(" um" in line for line in text.splitlines() if line.startswith("VmFlags:"))
+    return any(" um" in line for line in lines(text) if line.startswith("VmFlags:"))
 
 
 def family(init_pid: int, cgroup_pids: list[int]) -> list[tuple[int, bool]]:

@@ -10,9 +10,12 @@ from runtime.linux import const
 from runtime.linux.libc import check, clone, libc, syscall
 
 __all__ = [
+    "KCMP_FILE",
+    "KCMP_VM",
     "clone",
     "close_from",
     "die_with_parent",
+    "kcmp",
     "new_session_keyring",
     "no_new_privs",
     "pidfd_getfd",
@@ -21,6 +24,9 @@ __all__ = [
     "prctl",
     "reset_signals",
 ]
+
+
+KCMP_FILE, KCMP_VM = 0, 1
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
@@ -48,6 +54,14 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     fd = syscall("pidfd_getfd", pidfd, number, 0)
     os.set_inheritable(fd, False)
     return fd
+
+
+def kcmp(first: int, second: int, kind: int, first_fd: int = 0, second_fd: int = 0) -> bool:
+    """Say whether two processes have the same memory (KCMP_VM), or the same open file (KCMP_FILE) under these descriptors.
+
+    Raises: OSError. Source: kcmp(2).
+    """
+    return syscall("kcmp", first, second, kind, first_fd, second_fd) == 0
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:

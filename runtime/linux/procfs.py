@@ -63,9 +63,14 @@ def parse_stat(text: str) -> Stat:
     return Stat(int(text.split(" ", 1)[0]), fields[0], int(fields[1]), int(fields[19]))
 
 
+def lines(text: str) -> list[str]:
+    """Split a file of /proc at its line ends alone: processes choose names with whatever else str.splitlines() splits at."""
+    return text.removesuffix("\n").split("\n")
+
+
 def number_inside(pid: int) -> int:
     """Return the number of a process in its own pid namespace. Raises: OSError."""
-    for line in read(f"/proc/{pid}/status").splitlines():
+    for line in lines(read(f"/proc/{pid}/status")):
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
     return pid

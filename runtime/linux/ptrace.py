@@ -1,7 +1,8 @@
 """System calls that another process makes for us: ptrace(2), for x86-64.
 
 The process is stopped, its registers are pointed at a `syscall` instruction of its vdso, and it takes one step for each call.
-Then it goes on where it was; what it waited for is waited for again by the kernel. All of it takes well below a millisecond.
+Then it goes on where it was. What it waited for is waited for again, or, by the calls that signal(7) lists, ends with
+EINTR, as when it is frozen. All of it takes well below a millisecond.
 
 Whoever is stopped like this is not trusted: what a call "returns" is whatever the process has in its register by then.
 """
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from runtime.linux.libc import check, libc
+from runtime.linux.procfs import lines, read
 from runtime.linux.syscalls import MACHINE
 
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
@@ -27,7 +29,8 @@ _WALL = 0x40000000
 _EVENT_STOP = 128
 _USER_CS = 0x33  # of a 64-bit program
 _SYSCALL = b"\x0f\x05"
-_STOP_S, _GIVE_UP_S = 0.5, 5.0
+_VDSO_BYTES = 1 << 16
+_STOP_S = 0.5
 _TRIES = 20
 
 libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
@@ -85,6 +88,7 @@ class Stopped:
 
     def __init__(self, pid: int, registers: _Registers, instruction: int) -> None:
         self._pid, self._registers, self._instruction = pid, registers, instruction
+        self.kept_back: list[int] = []  # signals that came meanwhile
 
     def call(self, number: int, *arguments: int) -> int:
         """Have the process make a system call; return what it says it got. Raises: OSError as the process would see it."""
@@ -96,9 +100,12 @@ class Stopped:
         for _ in range(_TRIES):
             _ptrace(_SINGLESTEP, self._pid)
             status = _wait(self._pid)
-            # A stop for another reason came before the step: it is taken again.
-            if os.WSTOPSIG(status) == signal.SIGTRAP and status >> 16 == 0:
+            signalled = os.WSTOPSIG(status) if status >> 16 == 0 else 0
+            if signalled == signal.SIGTRAP:
                 break
+            # A stop for another reason came before the step: it is taken again.
+            if signalled:
+                self.kept_back.append(signalled)
         else:
             raise OSError(errno.EBUSY, f"process {self._pid} cannot be stepped")
         after = _Registers()
@@ -123,6 +130,7 @@ def stopped(pid: int) -> Iterator[Stopped]:
         raise
     mask = ctypes.create_string_buffer(8)
     masked = False
+    process = None
     try:
         if registers.cs != _USER_CS:
             raise OSError(errno.ENOTSUP, f"process {pid} runs a 32-bit program")
@@ -131,15 +139,37 @@ def stopped(pid: int) -> Iterator[Stopped]:
         _ptrace(_GETSIGMASK, pid, 8, ctypes.addressof(mask))
         _ptrace(_SETSIGMASK, pid, 8, ctypes.addressof(ctypes.create_string_buffer(b"\xff" * 8, 8)))
         masked = True
-        yield Stopped(pid, registers, instruction)
+        process = Stopped(pid, registers, instruction)
+        yield process
     finally:
+        _put_back(pid, registers, mask if masked else None)
+        for number in process.kept_back if process else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _put_back(pid: int, registers: _Registers, mask: ctypes.Array[ctypes.c_char] | None) -> None:
+    """Let a process go on where it was. One that runs just now, in a call that we were tired of waiting for, is stopped first.
+
+    That takes as long as it takes: with our registers it must never go on.
+    """
+    while True:
         try:
             _ptrace(_SETREGS, pid, ctypes.addressof(registers))
-            if masked:
+            if mask is not None:
                 _ptrace(_SETSIGMASK, pid, 8, ctypes.addressof(mask))
             _ptrace(_DETACH, pid)
+            return
         except ProcessLookupError:
-            pass  # it was killed meanwhile
+            if not os.path.exists(f"/proc/{pid}"):
+                return  # it was killed meanwhile
+        try:
+            _ptrace(_INTERRUPT, pid)
+            _wait(pid)
+        except ProcessLookupError:
+            return
+        except OSError:
+            continue
 
 
 def _ptrace(request: int, pid: int, addr: int = 0, data: int = 0) -> None:
@@ -168,7 +198,9 @@ def _stop(pid: int) -> _Registers:
     registers = _Registers()
     for _ in range(_TRIES):
         _ptrace(_INTERRUPT, pid)
-        _wait(pid)
+        while (status := _wait(pid)) >> 16 != _EVENT_STOP:
+            # A signal that it gets just now.
+            _ptrace(_CONT, pid, 0, os.WSTOPSIG(status) if status >> 16 == 0 else 0)
         _ptrace(_GETREGS, pid, ctypes.addressof(registers))
         if registers.orig_rax != _NO_SYSCALL or not _in_sequence(pid, registers.rip):
             return registers
@@ -206,26 +238,33 @@ def _peek(pid: int, address: int, size: int) -> bytes:
 
 def _instruction(pid: int) -> int:
     """Return the address of a `syscall` instruction. Raises: OSError."""
-    with open(f"/proc/{pid}/maps") as maps:
-        for line in maps:
-            if line.rstrip().endswith("[vdso]"):
-                start, end = (int(n, 16) for n in line.split()[0].split("-"))
-                at = _peek(pid, start, end - start).find(_SYSCALL)
-                if at >= 0:
-                    return start + at
+    for line in lines(read(f"/proc/{pid}/maps")):
+        fields = line.split()
+        if len(fields) == 6 and fields[4:] == ["0", "[vdso]"]:
+            start, end = (int(n, 16) for n in fields[0].split("-"))
+            at = _peek(pid, start, min(end - start, _VDSO_BYTES)).find(_SYSCALL)
+            if at >= 0:
+                return start + at
     raise OSError(errno.ENOTSUP, f"process {pid} has no vdso")
 
 
-def _give_up(pid: int) -> None:
-    """Let go of a process that did not stop in time. Only a stopped one can be, so it gets some time more.
+_unstopped: set[int] = set()
 
-    One that does not stop even then stays ours until we end: whoever wants to trace it meanwhile cannot.
-    """
-    deadline = time.monotonic() + _GIVE_UP_S
-    while time.monotonic() < deadline:
+
+def _give_up(pid: int) -> None:
+    """Let go of a process that has not stopped: only a stopped one can be, so `let_go` tries it again later."""
+    _unstopped.add(pid)
+    let_go()
+
+
+def let_go() -> None:
+    """Let go of those that did not stop in time, and have by now: as long as they are ours nobody else can trace them."""
+    for pid in list(_unstopped):
+        with suppress(OSError):
+            os.waitpid(pid, _WALL | os.WNOHANG)
         try:
             _ptrace(_DETACH, pid)
-            return
-        except OSError:
-            with suppress(OSError):
-                _wait(pid)
+        except ProcessLookupError:
+            if os.path.exists(f"/proc/{pid}"):
+                continue  # it has not stopped yet
+        _unstopped.discard(pid)

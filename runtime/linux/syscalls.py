@@ -24,6 +24,7 @@ _X86_64 = {
     "seccomp": 317,
     "execveat": 322,
     "process_vm_readv": 310,
+    "kcmp": 312,
     "userfaultfd": 323,
 }
 _ARM64 = {
@@ -42,6 +43,7 @@ _ARM64 = {
     "seccomp": 277,
     "execveat": 281,
     "process_vm_readv": 270,
+    "kcmp": 272,
     "userfaultfd": 282,
 }
 SYSCALL: dict[str, int] = {

@@ -16,7 +16,7 @@ SYSCALL_NUMBER = SYSCALL["userfaultfd"]
 USER_MODE_ONLY = 1
 NAME = "anon_inode:[userfaultfd]"
 
-WP_UNPOPULATED, WP_ASYNC = 1 << 13, 1 << 15
+WP_ASYNC = 1 << 15
 EVENT_PAGEFAULT, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP = 0x12, 0x13, 0x14, 0x15, 0x16
 _API = 0xAA
 _MODE_WP = 2
@@ -25,7 +25,7 @@ _UFFDIO_WAKE, _UFFDIO_COPY, _UFFDIO_ZEROPAGE = 0x8010AA02, 0xC028AA03, 0xC020AA0
 _MESSAGE_BYTES = 32
 
 # Categories of pages. Source: linux/fs.h.
-WRITTEN, PRESENT, SWAPPED, ZERO, HUGE = 1 << 1, 1 << 3, 1 << 4, 1 << 5, 1 << 6
+WRITTEN, PRESENT, SWAPPED, ZERO = 1 << 1, 1 << 3, 1 << 4, 1 << 5
 _PAGEMAP_SCAN = 0xC0606610
 _PROTECT, _REQUIRE_ASYNC = 1, 2
 _REGIONS = 8192
@@ -55,8 +55,8 @@ def wake(fd: int, start: int, end: int) -> None:
 def copy(fd: int, to: int, address: int, size: int) -> int:
     """Fill missing pages from our own memory at `address`; return how many bytes were filled, 0 when there was one already.
 
-    Raises: OSError: EAGAIN while the process changes its mappings (what it did is to be read first), ENOENT and EFAULT
-    for what it has mapped no more, ESRCH when it has ended.
+    Raises: OSError: EAGAIN while the process changes its mappings (what it did is to be read first), ENOENT for what does not
+    lie in one mapping, or in none, EFAULT when our own memory cannot be read, ESRCH when the process has ended.
     """
     arguments = bytearray(struct.pack("=QQQQq", to, address, size, 0, 0))
     try:
@@ -123,45 +123,24 @@ class PageScan:
         self._fd = pagemap_fd
         self._found = ctypes.create_string_buffer(_REGIONS * _REGION.size)
 
-    def filled(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the runs of pages that have content other than the kernel's zeros. Raises: OSError."""
-        return [(a, b) for a, b, _ in self._scan(start, end, 0, ZERO, 0, ZERO, PRESENT | SWAPPED)]
-
-    def huge(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Return the runs of huge pages. Raises: OSError."""
-        return [(a, b) for a, b, _ in self._scan(start, end, 0, HUGE, HUGE, 0, 0)]
-
-    def protected(self, start: int, end: int) -> bool:
-        """Say whether writes to all of a range are noticed, page by page. Raises: OSError."""
-        try:
-            self._scan(start, end, _REQUIRE_ASYNC, WRITTEN, WRITTEN, 0, 0)
-        except PermissionError:
-            return False
-        return True
-
     def take_written(self, start: int, end: int) -> list[tuple[int, int]]:
         """Return the runs of filled pages that were written to, and have the next write to each noticed, in one step.
 
         Raises: OSError (EPERM where `protect` was not called).
         """
-        found = self._scan(start, end, _PROTECT | _REQUIRE_ASYNC, WRITTEN, WRITTEN | ZERO, ZERO, PRESENT | SWAPPED)
-        return [(a, b) for a, b, _ in found]
-
-    def _scan(
-        self, start: int, end: int, flags: int, returned: int, mask: int, inverted: int, any_of: int
-    ) -> list[tuple[int, int, int]]:
-        found: list[tuple[int, int, int]] = []
+        found: list[tuple[int, int]] = []
         while start < end:
+            # Written to, and not the kernel's page of zeros; there, or in swap.
             scan = _Scan(
-                ctypes.sizeof(_Scan), flags, start, end, 0, ctypes.addressof(self._found), _REGIONS, 0,
-                inverted, mask, any_of, returned,
+                ctypes.sizeof(_Scan), _PROTECT | _REQUIRE_ASYNC, start, end, 0, ctypes.addressof(self._found), _REGIONS, 0,
+                ZERO, WRITTEN | ZERO, PRESENT | SWAPPED, WRITTEN,
             )  # fmt: skip
             count = libc.ioctl(self._fd, ctypes.c_ulong(_PAGEMAP_SCAN), ctypes.byref(scan))
             if count < 0:
                 number = ctypes.get_errno()
                 raise OSError(number, f"PAGEMAP_SCAN: {os.strerror(number)}")
-            found += _REGION.iter_unpack(memoryview(self._found)[: count * _REGION.size])
+            found += [(a, b) for a, b, _ in _REGION.iter_unpack(memoryview(self._found)[: count * _REGION.size])]
             if scan.walk_end <= start:
-                break
+                raise OSError(errno.EIO, "PAGEMAP_SCAN does not get on")
             start = scan.walk_end
         return found

@@ -161,6 +161,8 @@ class Filler:
     def _serve(self, process: _Process) -> None:
         """Fill what a process waits for. What it is changing just now is tried again when it has told."""
         for address in list(process.waited_for):
+            if process.fd not in self._processes:
+                return
             found = process.find(address)
             if found is None:
                 done = self._zero(process, address)
@@ -190,12 +192,17 @@ class Filler:
 
     def _copy(self, process: _Process, to: int, content: int, size: int) -> int:
         """Fill a run of pages; return how far it is dealt with: filled, there already, or mapped no more."""
-        at = 0
+        at, step = 0, size
         deadline = time.monotonic() + _MEMORY_S
         while at < size:
+            step = min(step, size - at)
             try:
-                done = userfaultfd.copy(process.fd, to + at, content + at, size - at)
+                done = userfaultfd.copy(process.fd, to + at, content + at, step)
             except OSError as e:
+                if e.errno == errno.ENOENT and step > PAGE_BYTES:
+                    # It goes over the end of a mapping, though what follows may be mapped, too.
+                    step = step // 2 // PAGE_BYTES * PAGE_BYTES
+                    continue
                 if e.errno == errno.EAGAIN:
                     return at  # what it does to its mappings is told first
                 if e.errno == errno.ENOMEM and time.monotonic() < deadline:
@@ -213,6 +220,7 @@ class Filler:
             else:
                 self.filled_pages += done // PAGE_BYTES
             at += done
+            step *= 2
         return size
 
     def _excuse(self, process: _Process, error: OSError) -> bool:
@@ -220,6 +228,6 @@ class Filler:
         if error.errno == errno.ESRCH:
             self._end(process)
             return False
-        if error.errno in (errno.ENOENT, errno.EFAULT):
+        if error.errno == errno.ENOENT:
             return True
         raise error

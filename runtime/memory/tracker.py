@@ -2,7 +2,7 @@
 
 A userfaultfd that the process opens for us write-protects its anonymous memory in the kernel's asynchronous mode: the kernel
 itself takes a page's protection away at the first write to it, and PAGEMAP_SCAN lists the pages that have none and protects them
-again, in one step. The process has neither a descriptor of it nor anything to wait for.
+again, in one step. The process keeps no descriptor of it, and has nothing to wait for.
 
 What was mapped, moved or made since the last look is not protected, and is found by that. Needs Linux 6.7.
 
@@ -17,14 +17,13 @@ import os
 
 from runtime.linux import ptrace, userfaultfd
 from runtime.linux.libc import syscall
-from runtime.linux.process import pidfd_getfd, pidfd_open
-from runtime.linux.procfs import number_inside, read
+from runtime.linux.process import KCMP_VM, kcmp, pidfd_getfd, pidfd_open
+from runtime.linux.procfs import lines, number_inside, read
 from runtime.linux.syscalls import MACHINE
 from runtime.memory import spans
 from runtime.memory.spans import Span
 
 _CLOSE = 3 if MACHINE == "x86_64" else 57
-_HUGE_BYTES = 2 << 20
 _NOT_MEMORY = ("[vvar", "[vdso]", "[vsyscall]", "[uprobes]")
 _GONE = (errno.ESRCH, errno.ENOENT)
 
@@ -62,9 +61,9 @@ class Process:
             self._uffd = _opened_by(pid)
             self._fds.append(self._uffd)
             userfaultfd.api(self._uffd, userfaultfd.WP_ASYNC)
-            pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            self._fds.append(pagemap)
-            self._scan = userfaultfd.PageScan(pagemap)
+            self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self._fds.append(self._pagemap)
+            self._scan = userfaultfd.PageScan(self._pagemap)
         except BaseException:
             self.close()
             raise
@@ -76,6 +75,7 @@ class Process:
 
     def changed(self) -> list[Span]:
         """Return what was written to, mapped or moved since the last call. Raises: OSError when the process has gone."""
+        self._require_there()
         found: list[Span] = []
         for start, end in _areas(self.pid):
             try:
@@ -85,38 +85,26 @@ class Process:
                     raise
                 # Not one of those that can be followed, or unmapped by now: what of it there is at the end goes then.
                 self.sent = spans.minus(self.sent, [(start, end)])
+        self._require_there()
         return spans.union(found)
+
+    def _require_there(self) -> None:
+        """See that the memory that we look at is a process's still: of one that it left by execve nothing ever changes."""
+        if not os.pread(self._pagemap, 8, 0):
+            raise ProcessLookupError(errno.ESRCH, f"process {self.pid} has another memory by now")
 
     def _written(self, start: int, end: int) -> list[Span]:
         try:
-            found = self._scan.take_written(start, end)
+            return self._scan.take_written(start, end)
         except PermissionError:
-            return self._begin(start, end)
-        for run in [r for r in found if r[1] - r[0] >= _HUGE_BYTES]:
-            found += self._split(*run)
-        return found
-
-    def _begin(self, start: int, end: int) -> list[Span]:
-        """Follow a range that is new, or has been partly replaced: the other side has nothing of it that counts."""
+            pass
+        # New, or partly replaced: the other side has nothing of it that counts. A page that was moved here may have kept a
+        # protection that no write takes away any more: letting go of the range clears those.
         self.sent = spans.minus(self.sent, [(start, end)])
         userfaultfd.protect(self._uffd, start, end)
-        self._split(start, end)
-        self._scan.take_written(start, end)
-        # A page that was moved here may have kept its protection.
-        return self._scan.filled(start, end)
-
-    def _split(self, start: int, end: int) -> list[Span]:
-        """Protect huge pages by their halves, by which the kernel makes small ones of them: else one write changes all of it."""
-        found = []
-        for first, last in self._scan.huge(start, end):
-            at = first
-            while at < last:
-                cut = min(
-                    at - at % _HUGE_BYTES + (_HUGE_BYTES // 2 if at % _HUGE_BYTES < _HUGE_BYTES // 2 else _HUGE_BYTES), last
-                )
-                found += self._scan.take_written(at, cut)
-                at = cut
-        return found
+        userfaultfd.unregister(self._uffd, start, end)
+        userfaultfd.protect(self._uffd, start, end)
+        return self._scan.take_written(start, end)
 
 
 class Tracker:
@@ -134,14 +122,31 @@ class Tracker:
             if pid in self.processes:
                 continue
             try:
-                self.processes[pid] = Process(pid)
+                if reason := self._reason_against(pid):
+                    self.left_out[pid] = reason
+                    continue
+                process = Process(pid)
             except OSError as e:
                 self.left_out[pid] = str(e)
+                continue
+            if process.number in (p.number for p in self.processes.values()):
+                process.close()
+                self.left_out[pid] = f"another process has its number {process.number}"
+            else:
+                self.processes[pid] = process
+
+    def _reason_against(self, pid: int) -> str:
+        if any(kcmp(pid, other, KCMP_VM) for other in self.processes):
+            # Two that follow one memory would take each other's changes.
+            return "it shares its memory with another process, as between vfork and execve"
+        return _writes_unseen(pid)
 
     def keep(self, pids: list[int]) -> None:
-        """Follow only those of these processes that are followed already."""
-        for pid in [p for p in self.processes if p not in pids or _identity_or_none(p) != self.processes[p].identity]:
-            self.forget(pid)
+        """Follow only those of these processes that are followed already, and still can be."""
+        ptrace.let_go()
+        for pid in list(self.processes):
+            if pid not in pids or _identity_or_none(pid) != self.processes[pid].identity or _writes_unseen(pid):
+                self.forget(pid)
 
     def forget(self, pid: int) -> None:
         """Follow a process no more: it has ended, or executed another program."""
@@ -183,6 +188,24 @@ def identity(pid: int) -> tuple[str, ...]:
     return (start_time, *code, stack, *arguments, os.readlink(f"/proc/{pid}/exe"))
 
 
+def _writes_unseen(pid: int) -> str:
+    """Say why a process's memory may change without a write of a processor; "" when it does not.
+
+    A device that reads straight into it (O_DIRECT, aio) was let in before the page was protected.
+    """
+    try:
+        for name in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(FileNotFoundError):
+                for line in lines(read(f"/proc/{pid}/fdinfo/{name}")):
+                    if line.startswith("flags:") and int(line.split()[1], 8) & os.O_DIRECT:
+                        return "it has files open with O_DIRECT, whose reads do not show as writes to memory"
+        if any(line.endswith("/[aio] (deleted)") for line in lines(read(f"/proc/{pid}/maps"))):
+            return "it uses asynchronous I/O, which does not show as writes to memory"
+    except OSError:
+        return ""
+    return ""
+
+
 def _identity_or_none(pid: int) -> tuple[str, ...] | None:
     with contextlib.suppress(OSError):
         return identity(pid)
@@ -192,7 +215,7 @@ def _identity_or_none(pid: int) -> tuple[str, ...] | None:
 def _areas(pid: int) -> list[Span]:
     """Return the mappings of private memory that is no file's. Raises: OSError."""
     found = []
-    for line in read(f"/proc/{pid}/maps").splitlines():
+    for line in lines(read(f"/proc/{pid}/maps")):
         fields = line.split(None, 5)
         if fields[1][3] == "p" and fields[4] == "0" and not (len(fields) > 5 and fields[5].startswith(_NOT_MEMORY)):
             start, end = (int(n, 16) for n in fields[0].split("-"))

@@ -366,3 +366,61 @@ def _filler(place: Path) -> int | None:
         except OSError:
             continue
     return None
+
+
+NEIGHBOURS = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+at = libc.mmap(None, 200 * 4096, 3, 0x22, -1, 0)
+for i in range(200): ctypes.c_uint64.from_address(at + i * 4096).value = i + 1
+for i in range(0, 200, 3): libc.mprotect(at + i * 4096, 4096, 1)
+open('/ready', 'w')
+while not os.path.exists('/go'): time.sleep(0.01)
+wrong = sum(ctypes.c_uint64.from_address(at + i * 4096).value != i + 1 for i in reversed(range(200)))
+open('/wrong.new', 'w').write(str(wrong))
+os.rename('/wrong.new', '/wrong')
+while True: time.sleep(1)
+"""
+
+
+def test_mappings_that_lie_side_by_side(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path) -> None:
+    """A page is filled in one mapping at a time, though what is known of their content goes over their ends."""
+    bundle = bundles("/usr/bin/python3", "-c", NEIGHBOURS, change=system)
+    oci.detached(bundle, "c")
+    wait_for((bundle / "rootfs/ready").exists, "its memory", 30)
+    following = Following(oci, tmp_path / "images", place)
+    following.say("pass", "passed")
+    following.to_the_hold()
+    following.finish()
+    restored(oci, bundle, place)
+    (bundle / "rootfs/go").touch()
+    wait_for((bundle / "rootfs/wrong").exists, "what is wrong", 30)
+    assert (bundle / "rootfs/wrong").read_text() == "0"
+
+
+def test_a_name_that_looks_like_another_line(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path) -> None:
+    """A process may be called what it likes: it does not become another one's memory."""
+    memory = Memory(oci, bundles, 4)
+    liar = "open('/proc/self/comm', 'w').write('\\\\fNSpid:\\\\t1'); import time; time.sleep(1000)"
+    oci.ok("kill", "c", "KILL")
+    wait_for(lambda: oci.status("c") == "stopped", "the end")
+    oci.ok("delete", "c")
+    (memory.bundle / "rootfs/answer").unlink()
+    document = json.loads((memory.bundle / "config.json").read_text())
+    program = document["process"]["args"][2]
+    document["process"]["args"][2] = f"import os\nif os.fork() == 0: exec({liar!r})\n{program}"
+    (memory.bundle / "config.json").write_text(json.dumps(document))
+    oci.detached(memory.bundle, "c")
+    wait_for((memory.bundle / "rootfs/answer").exists, "the first answer", 60)
+    following = Following(oci, tmp_path / "images", place)
+    passed = following.say("pass", "passed")
+    assert passed["processes"] == 2 and passed["left_out"] == []
+    numbers = {r.pid for r, _ in records.read(place / records.name(1))[1]}
+    assert len(numbers) == 2
+    following.to_the_hold()
+    following.finish()
+    restored(oci, memory.bundle, place)
+    memory.ask()
