@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import socket
 import time
@@ -107,9 +106,10 @@ def _checkpoint(
                 )
             images.clear(options.image_path)
             images.save_stdio(options.image_path, names[:3])
-            images.save_notes(
-                options.image_path, {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
-            )
+            notes = {"network": "rebuild" if facts.rebuild_network else "restore", "descriptors": list(names)}
+            if follow is not None:
+                notes["memory"] = "sent"
+            images.save_notes(options.image_path, notes)
             if not tracks_memory:
                 facts = request.without_parent(facts)
             compares = options.parent_path is not None and not tracks_memory
@@ -132,7 +132,7 @@ def _checkpoint(
 def _run(dump: _Dump, options: CheckpointOptions, facts: ContainerFacts) -> None:
     if dump.follow is not None:
         unasked, theirs = socket.socketpair()
-        with unasked, theirs, Session(_in_keeper, (theirs.fileno(),)) as session:
+        with unasked, theirs, Session(process.die_with_parent, (theirs.fileno(),)) as session:
             dump.session = session
             fields = request.dump(options, facts, theirs.fileno())
             with contextlib.suppress(_Through):
@@ -145,13 +145,6 @@ def _run(dump: _Dump, options: CheckpointOptions, facts: ContainerFacts) -> None
         session.run("DUMP", fields, *places, dump.on_notify, dump.while_serving if options.lazy_pages else None)
         dump.answered()
     dump.complete()
-
-
-def _in_keeper() -> None:
-    """Before a CRIU that keeps memory in pipes is executed: 256 pages each, which takes more descriptors than the usual 1024."""
-    process.die_with_parent()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _wait_filled(container: Container) -> None:
@@ -290,9 +283,9 @@ class _Dump:
     def _at_status_ready(self, follow: Follow) -> None:
         """CRIU has written its images, and waits for somebody to fetch the memory: it is ended here, whatever is decided."""
         assert self.session is not None and self._controller is not None
-        self._manager.freeze_soon()
-        self.stats = follow.end_last(self._options.image_path)
         try:
+            self._manager.freeze_soon()
+            self.stats = follow.end_last(self._options.image_path)
             self._hold(self._controller, memory=self.stats)
             self._manager.signal_all(signal.SIGKILL)
         finally:

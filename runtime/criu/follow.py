@@ -31,11 +31,13 @@ from typing import Any
 from runtime.criu import pagemap
 from runtime.errors import ContainerError, KernelError
 from runtime.files import write_all
+from runtime.linux.process import die_with_parent
 from runtime.linux.procfs import number_inside
 from runtime.memory import spans
+from runtime.memory.records import MAX_ADDRESS
 from runtime.memory.sender import Sender
 from runtime.memory.spans import Span
-from runtime.memory.tracker import Process, Tracker
+from runtime.memory.tracker import Process, Tracker, writes_unseen
 
 _GONE = (errno.ESRCH, errno.ENOENT)
 
@@ -45,7 +47,7 @@ class Follow:
 
     def __init__(self, fd: int, pids: Callable[[], list[int]]) -> None:
         os.set_inheritable(fd, False)
-        # Two descriptors for each process that is followed.
+        # Two descriptors for each process that is followed; and CRIU, which gets our limit, keeps memory in pipes of 256 pages.
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         pagemap.preload()
@@ -98,10 +100,14 @@ class Follow:
         """Begin to send what changed since the last pass, while the processes stand still. Raises: ContainerError."""
         started = time.monotonic()
         self._tracker.keep(self._pids())
-        try:
-            changed = [(p, p.changed()) for p in self._tracker.processes.values()]
-        except OSError as e:
-            raise _failed(e) from e
+        changed: list[tuple[Process, list[Span]]] = []
+        for process in list(self._tracker.processes.values()):
+            try:
+                changed.append((process, process.changed()))
+            except OSError as e:
+                if e.errno not in _GONE:
+                    raise _failed(e) from e
+                self._tracker.forget(process.pid)
         self._began, self._scan_s = started, time.monotonic() - started
         for process, runs in changed:
             process.sent = spans.union([*process.sent, *runs])
@@ -113,7 +119,10 @@ class Follow:
             self._result_fd = ours
             return
         try:
+            die_with_parent()
             missing = {process.pid: self._sender.send(process.pid, process.number, runs) for process, runs in changed}
+            # What cannot be trusted to be what was sent is missing, too.
+            missing |= {p.pid: [(0, MAX_ADDRESS)] for p, _ in changed if writes_unseen(p.pid)}
             told = [self._sender.pages, self._sender.written_bytes, [[p, a, b] for p, m in missing.items() for a, b in m]]
             write_all(theirs, json.dumps(told).encode())
         finally:

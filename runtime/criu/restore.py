@@ -125,8 +125,6 @@ def restore(
                 own = present(options.image_path)
                 if own:
                     options = replace(options, lazy_pages=True)
-                elif controller is not None:
-                    _require_memory(options)
                 daemon = (
                     OwnDaemon(options.image_path, options.work_path, memory)
                     if own
@@ -135,6 +133,8 @@ def restore(
                 lazy = stack.enter_context(_lazy_pages(container, manager, options, daemon, wipe=wipe))
                 held = _Restore(container, manager, session.process, on_console, controller, lazy)
                 notes = images.load_notes(options.image_path)
+                if notes.get("memory") == "sent" and not own:
+                    raise _lacks_memory(options)
                 names = images.load_stdio(options.image_path) + notes.get("descriptors", [])[3:]
                 inherit = [
                     (n, fd)
@@ -197,10 +197,14 @@ def _require_memory(options: RestoreOptions) -> None:
     """Refuse images whose memory is nowhere: CRIU would never end. Raises: ContainerError."""
     served = options.page_server is not None or lazy_module.listening(options.work_path) or present(options.image_path)
     if not served and any(wanted_of(options.image_path).values()):
-        raise ContainerError(
-            f"the images in {options.image_path} lack the memory, which was sent elsewhere",
-            hint="put its passes, memory-N.img, beside them, or name its --page-server",
-        )
+        raise _lacks_memory(options)
+
+
+def _lacks_memory(options: RestoreOptions) -> ContainerError:
+    return ContainerError(
+        f"the images in {options.image_path} lack the memory, which was sent elsewhere",
+        hint="put its passes, memory-N.img, beside them, or name its --page-server",
+    )
 
 
 @contextlib.contextmanager

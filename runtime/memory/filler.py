@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from runtime.errors import ContainerError
 from runtime.linux import userfaultfd
-from runtime.memory.passes import Passes, Piece, count, without
+from runtime.memory.passes import Passes, Piece, clip, count, without
 from runtime.memory.records import PAGE_BYTES
 from runtime.memory.spans import Span
 
@@ -55,10 +55,8 @@ class _Process:
     def drop(self, start: int, end: int) -> list[Piece]:
         """Take out a range; return what it had."""
         ordered = self.pieces[::-1]
-        hole = [(start, end, 0)]
-        left = without(ordered, hole)
-        self.pieces = left[::-1]
-        return without(ordered, left)
+        self.pieces = without(ordered, [(start, end, 0)])[::-1]
+        return clip(ordered, [(start, end)])
 
 
 class Filler:
@@ -71,7 +69,6 @@ class Filler:
         self._client: socket.socket | None = None
         self._received, self._fds = b"", array.array("i")
         self._finished = False
-        self.filled_pages = 0
 
     def run(self) -> None:
         """Go on until all memory is where it belongs. Raises: ContainerError, OSError: then it never will be."""
@@ -177,7 +174,9 @@ class Filler:
         except FileExistsError:
             userfaultfd.wake(process.fd, address, address + PAGE_BYTES)
         except OSError as e:
-            return e.errno != errno.EAGAIN and (self._excuse(process, e) or True)
+            if e.errno == errno.EAGAIN:
+                return False
+            self._excuse(process, e)
         return True
 
     def _go_on(self, process: _Process) -> None:
@@ -217,8 +216,6 @@ class Filler:
                 with contextlib.suppress(OSError):
                     userfaultfd.wake(process.fd, to + at, to + at + PAGE_BYTES)
                 done = PAGE_BYTES
-            else:
-                self.filled_pages += done // PAGE_BYTES
             at += done
             step *= 2
         return size

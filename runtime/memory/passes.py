@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.memory import records
 from runtime.memory.records import PAGE_BYTES
-from runtime.memory.spans import Span
+from runtime.memory.spans import Span, minus
 
 # Start and end of a run of pages, and where its content lies: for Passes an address in our own memory.
 Piece = tuple[int, int, int]
@@ -37,20 +37,7 @@ def clip(pieces: Iterable[Piece], spans: Sequence[Span]) -> list[Piece]:
 
 def without(pieces: Sequence[Piece], taken: Sequence[Piece]) -> list[Piece]:
     """Return what of pieces lies outside of others; both are sorted and do not overlap in themselves. Pure."""
-    rest: list[Piece] = []
-    i = 0
-    for start, end, content in pieces:
-        while i < len(taken) and taken[i][1] <= start:
-            i += 1
-        k, at = i, start
-        while k < len(taken) and taken[k][0] < end:
-            if taken[k][0] > at:
-                rest.append((at, taken[k][0], content + at - start))
-            at = max(at, taken[k][1])
-            k += 1
-        if at < end:
-            rest.append((at, end, content + at - start))
-    return rest
+    return clip(pieces, minus([p[:2] for p in pieces], [t[:2] for t in taken]))
 
 
 def layers(pieces: Sequence[Piece]) -> list[list[Piece]]:

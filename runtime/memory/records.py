@@ -26,7 +26,7 @@ _HEAD = struct.Struct("<8sIIQ")
 _REGION = struct.Struct("<QII")
 MAX_REGIONS = (PAGE_BYTES - _HEAD.size) // _REGION.size
 MAX_PAGES = 1024
-_MAX_ADDRESS = 1 << 57
+MAX_ADDRESS = 1 << 57
 
 
 class Region(Value):
@@ -58,7 +58,7 @@ def parse(data: bytes | memoryview) -> list[Region]:
     regions = []
     for start, length, pid in _REGION.iter_unpack(memoryview(data)[_HEAD.size : _HEAD.size + count * _REGION.size]):
         region = Region(pid, start, length)
-        if not length or not pid or start % PAGE_BYTES or region.end > _MAX_ADDRESS:
+        if not length or not pid or start % PAGE_BYTES or region.end > MAX_ADDRESS:
             raise ValueError(f"a region that is none: {start:#x}, {length} pages, process {pid}")
         regions.append(region)
     if sum(r.pages for r in regions) != pages:

@@ -22,7 +22,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def minus(left: Sequence[Span], right: Sequence[Span]) -> list[Span]:
-    """Return what is in `left` and not in `right`, both as `union` gives them."""
+    """Return what is in `left` and not in `right`, both sorted and without overlaps; what touches stays apart."""
     rest: list[Span] = []
     i = 0
     for start, end in left:

@@ -117,6 +117,8 @@ class Tracker:
     def refresh(self, pids: list[int]) -> None:
         """Follow these processes, and no others. They must be running: one that stands still takes no call for us."""
         self.keep(pids)
+        for pid in [p for p in self.processes if writes_unseen(p)]:
+            self.forget(pid)
         self.left_out = {}
         for pid in sorted(pids):
             if pid in self.processes:
@@ -139,13 +141,13 @@ class Tracker:
         if any(kcmp(pid, other, KCMP_VM) for other in self.processes):
             # Two that follow one memory would take each other's changes.
             return "it shares its memory with another process, as between vfork and execve"
-        return _writes_unseen(pid)
+        return writes_unseen(pid)
 
     def keep(self, pids: list[int]) -> None:
-        """Follow only those of these processes that are followed already, and still can be."""
+        """Follow only those of these processes that are followed already."""
         ptrace.let_go()
         for pid in list(self.processes):
-            if pid not in pids or _identity_or_none(pid) != self.processes[pid].identity or _writes_unseen(pid):
+            if pid not in pids or _identity_or_none(pid) != self.processes[pid].identity:
                 self.forget(pid)
 
     def forget(self, pid: int) -> None:
@@ -188,7 +190,7 @@ def identity(pid: int) -> tuple[str, ...]:
     return (start_time, *code, stack, *arguments, os.readlink(f"/proc/{pid}/exe"))
 
 
-def _writes_unseen(pid: int) -> str:
+def writes_unseen(pid: int) -> str:
     """Say why a process's memory may change without a write of a processor; "" when it does not.
 
     A device that reads straight into it (O_DIRECT, aio) was let in before the page was protected.

@@ -52,6 +52,24 @@ def runs_on(bed: Bed, host: str) -> None:
     assert_gapless(numbers(count(bed, host)))
 
 
+def start_python(bed: Bed, code: str) -> Path:
+    """Start a container on host1 that runs the machine's own Python; return its bundle."""
+    path = bed.path("host1", BUNDLE)
+
+    def change(config: dict) -> None:  # type: ignore[type-arg]
+        for directory in ("/usr", "/lib", "/lib64"):
+            if Path(directory).exists():
+                config["mounts"].append(
+                    {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
+                )
+
+    bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", code, path=path, change=change)
+    for directory in ("usr", "lib", "lib64"):
+        (bundle / "rootfs" / directory).mkdir()
+    bed.start("host1", BUNDLE, NAME)
+    return bundle
+
+
 def test_there_and_back(counting: Bed) -> None:
     bed = counting
     report = bed.move("host1", NAME, "host2")
@@ -179,19 +197,7 @@ def test_a_bundle_with_a_long_name_and_memory_of_its_own(bed: Bed) -> None:
 
 def test_a_large_memory(bed: Bed) -> None:
     code = "import time; m = bytearray(b'ferry' * (16 << 20)); n = 0\nwhile True: n += 1; m[n] = n % 251; open('/count', 'a').write(f'{n}\\n'); time.sleep(0.02)"
-    path = bed.path("host1", BUNDLE)
-
-    def change(config: dict) -> None:  # type: ignore[type-arg]
-        for directory in ("/usr", "/lib", "/lib64"):
-            if Path(directory).exists():
-                config["mounts"].append(
-                    {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
-                )
-
-    bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", code, path=path, change=change)
-    for directory in ("usr", "lib", "lib64"):
-        (bundle / "rootfs" / directory).mkdir()
-    bed.start("host1", BUNDLE, NAME)
+    bundle = start_python(bed, code)
     wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
     report = bed.move("host1", NAME, "host2")
     assert report["wire_bytes"] > 80 << 20
@@ -205,19 +211,7 @@ def test_writes_through_a_shared_mapping_are_not_lost(bed: Bed) -> None:
         "import mmap, time; f = open('/mapped', 'w+b'); f.truncate(4096); m = mmap.mmap(f.fileno(), 4096); n = 0\n"
         "while True: n += 1; m[0:8] = n.to_bytes(8, 'big'); time.sleep(0.005)"
     )
-    path = bed.path("host1", BUNDLE)
-
-    def change(config: dict) -> None:  # type: ignore[type-arg]
-        for directory in ("/usr", "/lib", "/lib64"):
-            if Path(directory).exists():
-                config["mounts"].append(
-                    {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
-                )
-
-    bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", code, path=path, change=change)
-    for directory in ("usr", "lib", "lib64"):
-        (bundle / "rootfs" / directory).mkdir()
-    bed.start("host1", BUNDLE, NAME)
+    bundle = start_python(bed, code)
 
     def value(host: str) -> int:
         return int.from_bytes(bed.path(host, f"{BUNDLE}/rootfs/mapped").read_bytes()[:8], "big")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_move import BUNDLE, NAME, counting, runs_on
+from tests.e2e.test_move import BUNDLE, NAME, counting, runs_on, start_python
 from tests.helpers.bed import Bed
-from tests.helpers.bundle import BundleMaker
 from tests.helpers.memory import PROGRAM, expected, following
 from tests.helpers.oci import wait_for
 from tests.helpers.stopped import Stopped
@@ -22,20 +20,7 @@ _MIB = 64
 @pytest.fixture
 def memory(bed: Bed) -> Bed:
     """A bed with a container that has 64 MiB, and can tell what is in them."""
-    path = bed.path("host1", BUNDLE)
-
-    def change(config: dict) -> None:  # type: ignore[type-arg]
-        for directory in ("/usr", "/lib", "/lib64"):
-            if Path(directory).exists():
-                config["mounts"].append(
-                    {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
-                )
-
-    program = PROGRAM.format(mib=_MIB, changed=0)
-    bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", program, path=path, change=change)
-    for directory in ("usr", "lib", "lib64"):
-        (bundle / "rootfs" / directory).mkdir()
-    bed.start("host1", BUNDLE, NAME)
+    bundle = start_python(bed, PROGRAM.format(mib=_MIB, changed=0))
     wait_for((bundle / "rootfs/answer").exists, "the first answer", 60)
     return bed
 

@@ -258,7 +258,9 @@ def test_killed(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path, whe
     memory.ask()
 
 
-def test_nobody_reads(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [("pass",), ("prepare", "go")])
+def test_nobody_reads(oci: Oci, bundles: BundleMaker, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Also when CRIU has written its images already, and waits: it is ended, and the container runs on at once."""
     memory = Memory(oci, bundles, 8)
     ours, theirs = socket.socketpair()
     read, write = os.pipe()
@@ -271,9 +273,14 @@ def test_nobody_reads(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
     theirs.close()
     with ours, ours.makefile("r") as events:
         assert json.loads(events.readline())["event"] == "following"
-        ours.sendall(b"pass\n")
-        assert "nobody reads" in json.loads(events.readline())["error"]["message"]
-        assert process.wait(30) == 1
+        for word in words:
+            ours.sendall(f"{word}\n".encode())
+        event = json.loads(events.readline())
+        while event["event"] in ("ready", "frozen"):
+            event = json.loads(events.readline())
+        assert "nobody reads" in event["error"]["message"], event
+        assert process.wait(20) == 1
+    assert oci.status("c") == "running"
     memory.ask()
 
 
