@@ -138,11 +138,12 @@ class Following:
         with os.fdopen(self._read, "rb") as stream:
             out = None
             while head := stream.read(records.PAGE_BYTES):
-                out = out or (self.place / records.name(number)).open("wb")
+                out = out or (self.place / "arriving").open("wb")
                 regions = records.parse(head)
                 out.write(head + stream.read(sum(r.pages for r in regions) * records.PAGE_BYTES))
                 if not regions:
                     out.close()
+                    (self.place / "arriving").rename(self.place / records.name(number))
                     out, number = None, number + 1
 
     def event(self) -> dict[str, Any]:
@@ -425,6 +426,7 @@ def test_a_name_that_looks_like_another_line(oci: Oci, bundles: BundleMaker, tmp
     following = Following(oci, tmp_path / "images", place)
     passed = following.say("pass", "passed")
     assert passed["processes"] == 2 and passed["left_out"] == []
+    wait_for((place / records.name(1)).exists, "the whole pass")
     numbers = {r.pid for r, _ in records.read(place / records.name(1))[1]}
     assert len(numbers) == 2
     following.to_the_hold()
