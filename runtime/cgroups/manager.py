@@ -234,6 +234,41 @@ class Manager:
         names = ("cpu", "cpuacct", "memory", "pids", "blkio")
         return stats.v1(*(self._directory(name) or nowhere for name in names))
 
+    def cpu_used_ns(self) -> int:
+        """Return the processors' time that the container has taken. Units: nanoseconds."""
+        return int(self.stats()["cpu"]["usage"]["total"])
+
+    def cpu_quota(self) -> tuple[int, int]:
+        """Return the processors' time that the container may take in each period, -1 for any, and the period.
+
+        Units: microseconds. Raises: ContainerError.
+        """
+        directory = self._cpu()
+        try:
+            if (directory / "cpu.max").exists():
+                quota, period = (directory / "cpu.max").read_text().split()
+                return -1 if quota == "max" else int(quota), int(period)
+            return int((directory / "cpu.cfs_quota_us").read_text()), int((directory / "cpu.cfs_period_us").read_text())
+        except OSError as e:
+            raise KernelError(f"cannot read the CPU limit in {directory}", e.errno or errno.EIO) from e
+
+    def set_cpu_quota(self, quota_us: int) -> None:
+        """Limit the processors' time in each period; -1 is no limit. Units: microseconds. Raises: ContainerError."""
+        directory = self._cpu()
+        file, value = directory / "cpu.cfs_quota_us", str(quota_us)
+        if (directory / "cpu.max").exists():
+            file, value = directory / "cpu.max", "max" if quota_us < 0 else str(quota_us)
+        try:
+            _put(file, value)
+        except OSError as e:
+            raise KernelError(f"cannot write {value} to {file}", e.errno or errno.EIO) from e
+
+    def _cpu(self) -> Path:
+        directory = self._directory("cpu") or self._on_unified("cpu")
+        if directory is None:
+            raise Unsupported("this host has no cpu cgroup controller that the container could use")
+        return directory
+
     def oom_kills(self) -> int:
         """Return how often the kernel killed a process of the container for want of memory."""
         v1 = self._directory("memory") if self.layout.mode != "v2" else None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import OCI_VERSION, log
-from runtime.cgroups import systemd
+from runtime.cgroups import systemd, throttle
 from runtime.cgroups.manager import Manager, host_layout
 from runtime.container import bundle as bundle_module
 from runtime.container.activation import NotifySocket
@@ -122,6 +122,10 @@ class Container:
             return None
         except (OSError, ValueError, TypeError):
             return frozenset()
+
+    def throttle_note(self) -> Path:
+        """Return where it is noted that the container was slowed down for a while: see runtime/cgroups/throttle.py."""
+        return self.store.directory(self.id) / "throttle"
 
     def run_setup_hooks(self, pid: int) -> None:
         """Run the hooks that set the namespaces up from outside, for a first process that is not the container's yet.
@@ -269,6 +273,7 @@ class Container:
             if wanted.devices:
                 wanted = replace(wanted, devices=whole.devices)
             manager = self.manager()
+            throttle.heal(manager, self.throttle_note())
             limit = wanted.memory.limit
             if whole.memory.check_before_update and limit is not None and 0 <= limit < manager.memory_usage():
                 raise ContainerError(f"/memory/limit: {limit} is less than the container uses: {manager.memory_usage()}")

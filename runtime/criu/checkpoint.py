@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from runtime.cgroups.throttle import Throttle
 from runtime.container.container import Container
 from runtime.container.lifecycle import require
 from runtime.criu import advice, compare, configfiles, features, images, pagemap, request, scan, survey, sweep
@@ -60,10 +61,20 @@ def checkpoint(
     with contextlib.closing(Follow(options.memory_fd, container.manager().pids)) as follow:
         require("checkpoint", container.id, container.status())
         controller.say("following")
-        # Others may use the container meanwhile: it is not locked yet, and CRIU has not looked at it.
-        if not controller.wait_go("prepare", on_pass=lambda: _one_pass(container, controller, follow)):
-            raise HoldAborted(f"checkpoint of {container.id} was aborted before it began")
-        return _checkpoint(container, options, controller, at_rest, follow)
+        throttle = Throttle(container.manager(), container.throttle_note())
+        try:
+            # Others may use the container meanwhile: it is not locked yet, and CRIU has not looked at it.
+            words = {
+                "pass": lambda _: _one_pass(container, controller, follow),
+                "throttle": lambda rest: _slow(controller, throttle, rest),
+            }
+            if not controller.wait_go("prepare", before=words):
+                raise HoldAborted(f"checkpoint of {container.id} was aborted before it began")
+            return _checkpoint(container, options, controller, at_rest, follow, throttle)
+        finally:
+            # Of a container that was deleted nothing is left to put back.
+            with contextlib.suppress(ContainerError):
+                throttle.lift()
 
 
 def _one_pass(container: Container, controller: Controller, follow: Follow) -> None:
@@ -72,12 +83,22 @@ def _one_pass(container: Container, controller: Controller, follow: Follow) -> N
     controller.say("passed", **follow.one_pass())
 
 
+def _slow(controller: Controller, throttle: Throttle, percent: str) -> None:
+    if not percent.isdecimal() or not 1 <= int(percent) <= 100:
+        raise ContainerError(f"throttle takes a percentage from 1 to 100, not {percent!r}")
+    try:
+        controller.say("throttled", cpus=throttle.to(int(percent)))
+    except ContainerError as e:
+        controller.say("throttled", cpus=None, reason=e.message)
+
+
 def _checkpoint(
     container: Container,
     options: CheckpointOptions,
     controller: Controller | None,
     at_rest: Callable[[], None] | None,
     follow: Follow | None,
+    throttle: Throttle | None = None,
 ) -> dict[str, Any]:
     images.make(options.image_path)
     images.make(options.work_path)
@@ -113,7 +134,7 @@ def _checkpoint(
             if not tracks_memory:
                 facts = request.without_parent(facts)
             compares = options.parent_path is not None and not tracks_memory
-            dump = _Dump(container, options, facts, controller, at_rest, compares, follow)
+            dump = _Dump(container, options, facts, controller, at_rest, compares, follow, throttle)
             with _explained(container, options):
                 try:
                     _run(dump, options, facts)
@@ -241,8 +262,9 @@ class _Dump:
         at_rest: Callable[[], None] | None,
         compares: bool,
         follow: Follow | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
-        self.follow = follow
+        self.follow, self._throttle = follow, throttle
         self.session: Session | None = None
         self.stats: dict[str, Any] = {}
         self._container, self._options, self._facts, self._controller = container, options, facts, controller
@@ -315,10 +337,12 @@ class _Dump:
     def _freeze(self) -> None:
         if self._controller is not None:
             self._controller.say("ready")
-            if not self._controller.wait_go(on_pass=None if self.follow is None else self._one_pass):
+            if not self._controller.wait_go(before={} if self.follow is None else {"pass": lambda _: self._one_pass()}):
                 raise HoldAborted(f"checkpoint of {self._container.id} was aborted before it began")
         self._thaw = self._begun = True
         self._container.being_dumped(self._known_locks)
+        if self._throttle is not None:
+            self._throttle.lift()  # what CRIU has the processes do for it is not to be slowed down
         self._manager.freeze()
         if self._controller is not None:
             self._controller.say("frozen")

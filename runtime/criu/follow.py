@@ -5,6 +5,8 @@
      | <------------------------------- "pass"   |                              |
      | -- records of runtime/memory/records.py, to an end ---------------------->|
      | {"event": "passed", "pages": ...} -------->|                              |
+     | <------------------------ "throttle 50"   |  the container gets half of the CPU time that it took so far
+     | {"event": "throttled", "cpus": ...} ------>|  until it is frozen, or this is over
      | <---------------------------- "prepare"   |                              |
      | {"event": "ready"} ----------------------->|  from here on as in hold.py; "pass" is still understood
      | <--------------------------------- "go"   |                              |

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,22 @@ class Controller:
         return line.decode(errors="replace").strip()
 
     def wait_go(
-        self, go: str = "go", *, on_pass: Callable[[], None] | None = None, on_idle: Callable[[], None] | None = None
+        self,
+        go: str = "go",
+        *,
+        before: Mapping[str, Callable[[str], None]] | None = None,
+        on_idle: Callable[[], None] | None = None,
     ) -> bool:
         """Wait for `go`; False means that nothing is to be done.
 
-        `on_pass` is called for each word `pass` before it, `on_idle` now and then. Raises: ContainerError.
+        `before` has what is called for other words that may come before it, with what follows them on their line; `on_idle`
+        is called now and then. Raises: ContainerError.
         """
-        while (word := self._word(on_idle)) == "pass" and on_pass is not None:
-            on_pass()
+        while (word := self._word(on_idle)) is not None:
+            name, _, rest = word.partition(" ")
+            if before is None or name not in before:
+                break
+            before[name](rest)
         if word not in (go, "abort", None):
             raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint=f"{go} or abort was expected")
         return word == go
