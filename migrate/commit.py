@@ -14,21 +14,29 @@ from typing import Any
 from migrate import faults
 from migrate.phase import Phase
 from migrate.session import Session
+from migrate.timeline import Timeline
 
 
 class Log:
     """Appends to the journal on the source. Tests strike around each entry, and nowhere else."""
 
-    def __init__(self, source: Session) -> None:
-        self._source = source
+    def __init__(self, source: Session, timeline: Timeline) -> None:
+        self._source, self._timeline = source, timeline
 
     def append(self, phase: str, mark: str, *, sync: bool = False, **fields: Any) -> None:
         """Write one entry; with `sync` it is on disk when this returns. Raises: MigrateError."""
-        with faults.around(f"{phase}.{mark}"):
+        with faults.around(f"{phase}.{mark}"), self._timeline.span(f"journal: {phase} {mark}", "source"):
             self._source.call("journal", phase=phase, mark=mark, sync=sync, fields=fields)
 
 
-def commit(source: Session, target: Session, log: Log, on_asked: Callable[[], None], on_released: Callable[[], None]) -> Any:
+def commit(
+    source: Session,
+    target: Session,
+    log: Log,
+    timeline: Timeline,
+    on_asked: Callable[[], None],
+    on_released: Callable[[], None],
+) -> Any:
     """Decide, release, kill; return CRIU's statistics of the dump.
 
     `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs.
@@ -36,11 +44,14 @@ def commit(source: Session, target: Session, log: Log, on_asked: Callable[[], No
     Raises: MigrateError; after `on_asked` what was done is not known.
     """
     log.append(Phase.COMMIT, "intent")
-    target.call("ping")  # decided with a target that cannot be reached, the source would stand still until it can
+    with timeline.span("is it there still", "target"):
+        target.call("ping")  # decided with a target that cannot be reached, the source would stand still until it can
     on_asked()
-    source.call("decide")
+    with timeline.span("decide, on disk", "source"):
+        source.call("decide")
     log.append(Phase.COMMIT, "decided")
-    target.call("release")
+    with timeline.span("release, on disk; it runs", "target"):
+        target.call("release")
     on_released()
     log.append(Phase.COMMIT, "released", sync=True)
     source.call("kill")

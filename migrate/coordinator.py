@@ -27,6 +27,7 @@ from migrate.report import Report
 from migrate.resolve import Resolution, Resolver
 from migrate.session import Place, Session
 from migrate.steps import Context
+from migrate.timeline import Timeline
 
 # (phase, event name, fields); the names are begin, end, note, and what agents report
 OnProgress = Callable[[Phase, str, dict[str, Any]], None]
@@ -171,13 +172,17 @@ class _Move:
         self._survey, self._plan, self._report = survey, decided, report
         self._on_progress, self._started = on_progress, started
         self._phase = Phase.PREPARE
-        self._log = Log(survey.source)
+        self._timeline = Timeline(started)
+        self._timeline.add(Phase.PREFLIGHT, "coordinator", started, report.phases_ms[Phase.PREFLIGHT] / 1000)
+        self._log = Log(survey.source, self._timeline)
         self._context = Context(
             plan=decided,
             source_place=survey.source_place,
             target_place=survey.target_place,
             source=survey.source,
             target=survey.target,
+            log=self._log,
+            timeline=self._timeline,
             on_event=lambda name, fields: on_progress(self._phase, name, fields),
         )
         self._begun: list[steps.Step] = []
@@ -218,6 +223,7 @@ class _Move:
         self._phase = phase
         if phase == Phase.FREEZE:
             self._frozen_at = time.monotonic()
+            self._report.frozen_at_ms = (self._frozen_at - self._started) * 1000
         if phase != Phase.COMMIT:
             self._log.append(phase, "intent")
         self._on_progress(phase, "begin", {})
@@ -225,6 +231,7 @@ class _Move:
 
     def _end(self, phase: Phase, started: float, details: dict[str, Any]) -> None:
         elapsed_ms = (time.monotonic() - started) * 1000
+        self._timeline.add(phase, "coordinator", started, elapsed_ms / 1000)
         self._report.phases_ms[phase] = elapsed_ms
         self._report.details[phase] = details
         self._log.append(phase, "result", elapsed_ms=round(elapsed_ms, 1), **details)
@@ -236,7 +243,9 @@ class _Move:
 
     def _commit(self) -> None:
         started = self._begin(Phase.COMMIT)
-        stats = commit.commit(self._context.source, self._context.target, self._log, self._on_asked, self._on_released)
+        stats = commit.commit(
+            self._context.source, self._context.target, self._log, self._timeline, self._on_asked, self._on_released
+        )
         self._end(Phase.COMMIT, started, {"dump_stats": stats})
 
     def _on_asked(self) -> None:
@@ -262,6 +271,7 @@ class _Move:
         """Write how it ended, where nothing is left to do. Raises: MigrateError when the source's agent is gone."""
         report, context = self._report, self._context
         report.outcome = outcome
+        report.timeline = self._timeline.as_list()
         report.total_ms = (time.monotonic() - self._started) * 1000
         with faults.around("move.ended"):
             try:

@@ -135,6 +135,12 @@ class UnknownMigration(MigrateError):
     exit_code = 3
 
 
+class Diverged(MigrateError):
+    """Memory changes faster than it can be sent, and the container is not to stand still for as long as the rest would take."""
+
+    code = "diverged"
+
+
 class Stopped(MigrateError):
     """`migrate abort` was asked for on the source."""
 

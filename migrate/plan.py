@@ -31,6 +31,9 @@ class Request:
     keep_source: bool = False
     pre_copy: str = "never"  # auto, always, never
     max_downtime_ms: float = 300.0
+    on_diverge: str = "switch"  # switch, throttle, abort
+    bandwidth_limit: float = 0.0  # bytes a second while the container runs, 0 is none
+    compress: str = "auto"  # auto, zstd, none
     ignore: tuple[str, ...] = ()
 
     @property
@@ -67,6 +70,14 @@ class Plan:
     direct: bool
     pre_copy: bool  # the memory is sent while the container runs
     max_downtime_ms: float
+    on_diverge: str
+    bandwidth_limit: float
+    compress: str
+
+    @property
+    def sending(self) -> dict[str, Any]:
+        """How the source sends what is in bulk."""
+        return {"compress": self.compress, "bandwidth_limit": self.bandwidth_limit}
 
     def as_dict(self) -> dict[str, Any]:
         phases = [{"phase": str(p), "what": WORDS[p].doing, "downtime": WORDS[p].downtime, "undo": WORDS[p].undo} for p in Phase]
@@ -89,6 +100,9 @@ def make(
         remote_command=request.remote_command,
         pre_copy=_pre_copy(request, source, container, target),
         max_downtime_ms=request.max_downtime_ms,
+        on_diverge=request.on_diverge,
+        bandwidth_limit=request.bandwidth_limit,
+        compress=request.compress,
         **asdict(route),
     )
 

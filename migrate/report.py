@@ -10,7 +10,10 @@ from migrate.errors import Outcome
 
 @dataclass(slots=True)
 class Report:
-    """Units: milliseconds, bytes. `downtime_ms` is from before the freeze was asked for until the target was known to run."""
+    """Units: milliseconds, bytes. `downtime_ms` is from before the freeze was asked for until the target was known to run.
+
+    Times in the move are from its beginning.
+    """
 
     migration_id: str
     container: str
@@ -20,6 +23,8 @@ class Report:
     downtime_ms: float | None = None
     total_ms: float = 0.0
     wire_bytes: int = 0
+    frozen_at_ms: float | None = None
+    timeline: list[dict[str, Any]] = field(default_factory=list)  # of migrate.timeline.Span
     phases_ms: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None

@@ -18,6 +18,7 @@ from migrate.commit import Log
 from migrate.errors import Busy, ConnectionLost, Locked, MigrateError, Outcome, ProtocolError
 from migrate.recover import Action, Decision, Source, Target
 from migrate.session import Place, Session
+from migrate.timeline import Timeline
 
 _AGAIN_S = 0.5
 
@@ -97,7 +98,7 @@ class _Work:
             raise ProtocolError(f"{source.name} sent a state that is none: {e}") from e
         self._was_released = resolver.was_released or bool(found.get("was_released"))
         self._ran_on = bool(found.get("ran_on"))
-        self._log = Log(source)
+        self._log = Log(source, Timeline(time.monotonic()))
         self._errors: list[str] = []
 
     def resolve(self) -> Resolution:

@@ -19,6 +19,7 @@ import xxhash
 
 from migrate.errors import ProtocolError, TransferFailed
 from migrate.manifest import Item, Manifest
+from migrate.outlet import Outlet, Unpacker
 from migrate.wire import PIECE_BYTES, Wire
 from migrate.wire_pb2 import EndOfFile, Entry, Frame, Segment
 
@@ -103,10 +104,11 @@ def _open_regular(name: bytes, parent: int) -> int | None:
 
 
 class TreeSender:
-    """Sends entries of one tree over a wire; `on_bytes` is called after each piece of content."""
+    """Sends entries of one tree; `on_bytes` is called after each piece of content."""
 
-    def __init__(self, wire: Wire, root: Path, on_bytes: Callable[[], None]) -> None:
-        self._wire, self._root_fd, self._on_bytes = wire, os.open(root, _DIRECTORY), on_bytes
+    def __init__(self, outlet: Outlet, root: Path, on_bytes: Callable[[], None]) -> None:
+        self._outlet, self._wire, self._on_bytes = outlet, outlet.wire, on_bytes
+        self._root_fd = os.open(root, _DIRECTORY)
         self._buffer = memoryview(bytearray(PIECE_BYTES))
         self.sent_bytes = 0
 
@@ -185,7 +187,7 @@ class TreeSender:
 
     def grow(self, name: bytes) -> GrowingFile:
         """Begin to send a file of the root directory that is still being appended to. Raises: OSError."""
-        return GrowingFile(self._wire, os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd), name)
+        return GrowingFile(self._outlet, os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd), name)
 
     def _content(self, fd: int, size: int) -> None:
         """Send the parts of a file that are no holes. A file that shrinks meanwhile is sent as far as it goes."""
@@ -206,8 +208,7 @@ class TreeSender:
                     size = start
                     break
                 piece = self._buffer[:count]
-                self._wire.send(Frame(segment=Segment(offset=start, length=count)))
-                self._wire.send_raw(piece)
+                self._outlet.send(start, piece)
                 digest.update(piece)
                 self.sent_bytes += count
                 start += count
@@ -219,33 +220,32 @@ class TreeSender:
 class StreamedFile:
     """Sends a file whose content comes piece by piece, and whose length is not known before its end."""
 
-    def __init__(self, wire: Wire, entry: Entry) -> None:
-        self._wire = wire
+    def __init__(self, outlet: Outlet, entry: Entry) -> None:
+        self._outlet = outlet
         self._digest = xxhash.xxh3_128()
         self.sent_bytes = 0
-        wire.send(Frame(entry=entry))
+        outlet.wire.send(Frame(entry=entry))
 
     def send(self, piece: memoryview) -> None:
         """Send the next piece. Raises: ConnectionLost."""
-        self._wire.send(Frame(segment=Segment(offset=self.sent_bytes, length=len(piece))))
-        self._wire.send_raw(piece)
+        self._outlet.send(self.sent_bytes, piece)
         self._digest.update(piece)
         self.sent_bytes += len(piece)
 
     def end(self) -> None:
         """The file is whole. Raises: ConnectionLost."""
-        self._wire.send(Frame(end_of_file=EndOfFile(digest=self._digest.digest())))
+        self._outlet.wire.send(Frame(end_of_file=EndOfFile(digest=self._digest.digest())))
 
 
 class GrowingFile:
     """Sends what a writer has appended so far, again and again, until it is said to be whole."""
 
-    def __init__(self, wire: Wire, fd: int, name: bytes) -> None:
+    def __init__(self, outlet: Outlet, fd: int, name: bytes) -> None:
         self._fd = fd
         self._buffer = memoryview(bytearray(PIECE_BYTES))
         st = os.fstat(fd)
         entry = Entry(path=name, mode=st.st_mode, uid=st.st_uid, gid=st.st_gid, mtime_ns=st.st_mtime_ns)
-        self._file = StreamedFile(wire, entry)
+        self._file = StreamedFile(outlet, entry)
 
     @property
     def sent_bytes(self) -> int:
@@ -273,6 +273,7 @@ class TreeReceiver:
         self._flat = flat
         self._root_fd = os.open(root, _DIRECTORY)
         self._buffer = memoryview(bytearray(PIECE_BYTES))
+        self._unpacker = Unpacker()
         # Times and modes of directories are set at the end: writing into one changes them.
         self._directories: dict[bytes, Entry] = {}
         self.entries = 0
@@ -373,7 +374,7 @@ class TreeReceiver:
                 if frame.WhichOneof("body") != "segment" or frame.segment.offset < end:
                     raise ProtocolError("the other side sent something else than file content")
                 offset = frame.segment.offset
-                for piece in wire.receive_raw(self._buffer):
+                for piece in self._pieces(frame.segment, wire):
                     digest.update(piece)
                     while piece:
                         written = os.pwrite(fd, piece, offset)
@@ -389,6 +390,14 @@ class TreeReceiver:
         finally:
             os.close(fd)
         self._attributes(entry, parent, name)
+
+    def _pieces(self, segment: Segment, wire: Wire) -> Iterator[memoryview]:
+        """Give a segment's content as it arrives. Raises: ConnectionLost, ProtocolError."""
+        if not segment.packed:
+            yield from wire.receive_raw(self._buffer)
+            return
+        arrived = bytearray().join(bytes(part) for part in wire.receive_raw(self._buffer))
+        yield self._unpacker.unpack(memoryview(arrived), segment.length)
 
     def _attributes(self, entry: Entry, parent: int, name: bytes) -> None:
         """Set owner, mode, extended attributes and time, in the order in which none undoes another."""

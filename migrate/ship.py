@@ -15,6 +15,7 @@ from typing import Any
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Item, Manifest
+from migrate.outlet import Compress, Outlet
 from migrate.rootfs import GrowingFile, StreamedFile, TreeSender, scan
 from migrate.transport.local import FdStream
 from migrate.wire import PIECE_BYTES, Wire, greet, read_object
@@ -42,9 +43,10 @@ class Shipped:
 class Shipper:
     """The source's end of the bulk connection, whose stream it closes. Raises (constructor): HostUnfit."""
 
-    def __init__(self, stream: FdStream, name: str) -> None:
+    def __init__(self, stream: FdStream, name: str, compress: Compress = Compress.NONE, bandwidth_limit: float = 0.0) -> None:
         self._stream = stream
         self._wire = Wire(self._stream)
+        self._outlet = Outlet(self._wire, compress, bandwidth_limit)
         self._stream.timeout_s = _ANSWER_TIMEOUT_S
         self._calls = 0
         try:
@@ -58,6 +60,20 @@ class Shipper:
     @property
     def wire_bytes(self) -> int:
         return self._wire.sent_bytes + self._wire.received_bytes
+
+    @property
+    def packed_bytes(self) -> int:
+        """How much content went compressed."""
+        return self._outlet.packed_bytes
+
+    @property
+    def waited_s(self) -> float:
+        """How long it did nothing for the sake of the bandwidth limit. Units: seconds."""
+        return self._outlet.pace.waited_s
+
+    def hurry(self) -> None:
+        """From here on somebody waits: the bandwidth limit does not hold any more."""
+        self._outlet.pace.lift()
 
     def close(self) -> None:
         self._stream.close()
@@ -98,7 +114,7 @@ class Shipper:
                 told = time.monotonic()
                 on_progress(sender.sent_bytes, total)
 
-        sender = TreeSender(self._wire, root, on_bytes)
+        sender = TreeSender(self._outlet, root, on_bytes)
         try:
             for path in difference.remove:
                 sender.remove(path)
@@ -134,7 +150,7 @@ class Shipper:
         """
         started = time.monotonic()
         self._call("receive_tree", {"root": target_root})
-        sender = TreeSender(self._wire, images, lambda: None)
+        sender = TreeSender(self._outlet, images, lambda: None)
         streamed: dict[bytes, GrowingFile] = {}
         current: GrowingFile | None = None
         try:
@@ -177,7 +193,7 @@ class Shipper:
         buffer = memoryview(bytearray(PIECE_BYTES))
         total: int | None = None
         try:
-            file = StreamedFile(self._wire, Entry(path=name.encode(), mode=stat.S_IFREG | 0o600))
+            file = StreamedFile(self._outlet, Entry(path=name.encode(), mode=stat.S_IFREG | 0o600))
             heard = time.monotonic()
             while total is None or file.sent_bytes < total:
                 if not select.select([fd], [], [], 0 if total is None else _LOOK_AGAIN_S)[0]:

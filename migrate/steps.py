@@ -6,15 +6,19 @@ that is in commit.py alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from migrate.converge import Pass, judge
+from migrate.commit import Log
+from migrate.converge import Diverge, Limits, Next, Pass, judge
+from migrate.errors import Diverged
 from migrate.phase import Phase
 from migrate.plan import Plan
 from migrate.relay import Relay
 from migrate.session import OnEvent, Place, Session
+from migrate.timeline import Timeline
 
 # A pass over the files is repeated while the last one sent more than this, but not for ever: a container that
 # writes faster than the link carries would never be done.
@@ -33,6 +37,8 @@ class Context:
     target_place: Place
     source: Session
     target: Session
+    log: Log
+    timeline: Timeline
     on_event: OnEvent
     relays: list[Relay] = field(default_factory=list)
 
@@ -59,11 +65,13 @@ def _prepare(c: Context) -> Details:
         coordinator=plan.coordinator,
     )
     if plan.direct:
-        c.source.call("open_data", address=plan.target_address, remote_command=plan.remote_command, name=plan.target)
+        c.source.call(
+            "open_data", address=plan.target_address, remote_command=plan.remote_command, name=plan.target, sending=plan.sending
+        )
     else:
         c.source.call("listen_data")
         c.relays.append(Relay(c.source_place, c.target_place, plan.remote_command, plan.migration_id))
-        c.source.call("accept_data", name=plan.target)
+        c.source.call("accept_data", name=plan.target, sending=plan.sending)
     return {"data": "direct" if plan.direct else "through the coordinator"}
 
 
@@ -77,20 +85,23 @@ def _precopy(c: Context) -> Details:
     # Started while the container still runs, so that no process has to start in the downtime.
     flags = list(c.plan.criu_flags)
     memory = c.plan.memory_bytes
-    c.target.call("hold_restore", flags=flags, memory_bytes=memory, pre_copy=pre_copy)
+    with c.timeline.span("start the restore", "target"):
+        c.target.call("hold_restore", flags=flags, memory_bytes=memory, pre_copy=pre_copy)
     passes = _memory_passes(c) if pre_copy else []
-    c.source.call("hold_checkpoint", flags=flags, memory_bytes=memory)
+    with c.timeline.span("start the checkpoint", "source"):
+        c.source.call("hold_checkpoint", flags=flags, memory_bytes=memory)
     if pre_copy:
         # While the memory went, and CRIU was started, both went on changing.
         files += _file_passes(c)
-        passes.append(c.source.call("send_memory", c.on_event, expected_bytes=0))
+        passes.append(_memory_pass(c, len(passes) + 1, 0))
     return {"passes": files, **({"memory": passes} if passes else {})}
 
 
 def _file_passes(c: Context) -> list[Details]:
     passes: list[Details] = []
     for _ in range(MAX_PASSES):
-        shipped = c.source.call("ship_bundle", c.on_event)
+        with c.timeline.span("files", "source"):
+            shipped = c.source.call("ship_bundle", c.on_event)
         passes.append(shipped)
         if shipped["content_bytes"] <= SMALL_PASS_BYTES:
             break
@@ -98,20 +109,46 @@ def _file_passes(c: Context) -> list[Details]:
 
 
 def _memory_passes(c: Context) -> list[Details]:
-    """Send the memory again and again while the container runs; return each pass with what was decided after it."""
-    c.source.call("follow", flags=list(c.plan.criu_flags))
+    """Send the memory again and again while the container runs; return each pass with what was decided after it.
+
+    Raises: Diverged when the container is to stay where it is rather than to stand still for longer than allowed.
+    """
+    with c.timeline.span("follow the memory", "source"):
+        c.source.call("follow", flags=list(c.plan.criu_flags))
+    limits = Limits(c.plan.max_downtime_ms, FIXED_MS, Diverge(c.plan.on_diverge))
     told: list[Details] = []
     passes: list[Pass] = []
-    expected = c.plan.memory_bytes
+    expected, allowance, since = c.plan.memory_bytes, 100, 0
     while True:
-        sent = c.source.call("send_memory", c.on_event, expected_bytes=expected)
-        passes.append(Pass(sent["content_bytes"], sent["seconds"]))
-        verdict = judge(passes, c.plan.max_downtime_ms, FIXED_MS)
-        told.append({**sent, **asdict(verdict)})
-        c.on_event("iteration", {"number": len(passes), **told[-1]})
+        sent = _memory_pass(c, len(passes) + 1, expected)
+        passes.append(Pass(sent["content_bytes"], sent["seconds"], sent["waited_seconds"]))
+        verdict = judge(passes, limits, allowance, since)
+        if verdict.next == Next.THROTTLE:
+            slowed = c.source.call("throttle", percent=verdict.allowance)
+            if slowed["cpus"] is None:
+                verdict = replace(verdict, next=Next.FREEZE, reason=f"it cannot be slowed down: {slowed['reason']}")
+            allowance, since = verdict.allowance, len(passes)
+        told.append({"number": len(passes), **sent, **asdict(verdict)})
+        c.log.append(Phase.PRECOPY, "pass", **told[-1])
+        c.on_event("iteration", told[-1])
         expected = verdict.remaining_bytes
-        if not verdict.go_on:
+        if verdict.next == Next.ABORT:
+            raise Diverged(verdict.reason, hint="allow more with --max-downtime, or slow it down with --on-diverge throttle")
+        if verdict.next == Next.FREEZE:
             return told
+
+
+def _memory_pass(c: Context, number: int, expected_bytes: int) -> Details:
+    with c.timeline.span(f"memory, pass {number}", "source"):
+        return c.source.call("send_memory", c.on_event, expected_bytes=expected_bytes)
+
+
+def _told(c: Context, where: str, verb: str) -> Details:
+    """Call a verb that tells what it did when."""
+    started = time.monotonic()
+    details = (c.source if where == "source" else c.target).call(verb, c.on_event)
+    c.timeline.take(details.pop("spans", None), where, started)
+    return details
 
 
 def _let_go(c: Context) -> None:
@@ -123,15 +160,15 @@ def _let_go(c: Context) -> None:
 
 
 def _freeze(c: Context) -> Details:
-    return c.source.call("freeze", c.on_event)
+    return _told(c, "source", "freeze")
 
 
 def _ship(c: Context) -> Details:
-    return c.source.call("ship_images", c.on_event)
+    return _told(c, "source", "ship_images")
 
 
 def _restore(c: Context) -> Details:
-    return c.target.call("restore")
+    return _told(c, "target", "restore")
 
 
 STEPS: tuple[Step, ...] = (

@@ -108,12 +108,14 @@ class Entry(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., size: _Optional[int] = ..., rdev: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_to: _Optional[bytes] = ..., xattrs: _Optional[_Mapping[str, bytes]] = ..., removed: _Optional[bool] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("offset", "length")
+    __slots__ = ("offset", "length", "packed")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     offset: int
     length: int
-    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+    packed: bool
+    def __init__(self, offset: _Optional[int] = ..., length: _Optional[int] = ..., packed: _Optional[bool] = ...) -> None: ...
 
 class EndOfFile(_message.Message):
     __slots__ = ("digest",)

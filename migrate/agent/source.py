@@ -16,16 +16,19 @@ from migrate.agent.side import Side, wipe
 from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
+from migrate.outlet import Compress
 from migrate.recover import Decision
-from migrate.ship import Shipper
+from migrate.ship import Shipped, Shipper
 from migrate.transport.local import FdStream, ProcessStream, enlarge
 from migrate.warm import warm
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
 _PROGRESS_EVERY_S = 0.2
+_SLOWED = "slowed"
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
-    "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "hold_checkpoint", "freeze", "ship_images", "decide",
+    "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
+    "ship_images", "decide",
 }  # fmt: skip
 
 
@@ -137,9 +140,9 @@ class SourceSide(Side):
         finally:
             self.leave()
 
-    def open_data(self, address: dict[str, Any], remote_command: str, name: str) -> None:
-        """Connect to the target's second agent."""
-        self._attach(ProcessStream(self._connection(address, remote_command), f"the data connection to {name}"), name)
+    def open_data(self, address: dict[str, Any], remote_command: str, name: str, sending: dict[str, Any]) -> None:
+        """Connect to the target's second agent. `sending` is how what goes there is sent."""
+        self._attach(ProcessStream(self._connection(address, remote_command), f"the data connection to {name}"), name, sending)
 
     def listen_data(self) -> None:
         """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
@@ -149,7 +152,7 @@ class SourceSide(Side):
         self._listener.listen(1)
         self._listener.settimeout(_CONNECT_S)
 
-    def accept_data(self, name: str) -> None:
+    def accept_data(self, name: str, sending: dict[str, Any]) -> None:
         """Take the data connection that the coordinator made. Raises: MigrateError."""
         if self._listener is None:
             raise ProtocolError("listen_data was not called")
@@ -159,10 +162,10 @@ class SourceSide(Side):
             raise MigrateError("the coordinator did not make the data connection") from e
         fd = made.detach()
         made_stream = FdStream(fd, fd, f"the data connection to {name}")
-        self._attach(made_stream, name)
+        self._attach(made_stream, name, sending)
 
-    def _attach(self, stream: ProcessStream | FdStream, name: str) -> None:
-        self._shipper = Shipper(stream, name)
+    def _attach(self, stream: ProcessStream | FdStream, name: str, sending: dict[str, Any]) -> None:
+        self._shipper = Shipper(stream, name, Compress(sending["compress"]), float(sending["bandwidth_limit"]))
         self._shipper.call("attach", {"migration_id": self._migration()})
 
     def _data(self) -> Shipper:
@@ -173,7 +176,11 @@ class SourceSide(Side):
     def _ship(self, root: str, target_root: str) -> dict[str, Any]:
         shipper = self._data()
         shipped = shipper.send_tree(Path(root), target_root, self._progress())
-        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+        return self._told(shipped)
+
+    def _told(self, shipped: Shipped) -> dict[str, Any]:
+        shipper = self._data()
+        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes, "packed_bytes": shipper.packed_bytes}
 
     def _progress(self) -> Callable[[int, int], None]:
         """Return what tells how far something is; it may be called often."""
@@ -222,9 +229,30 @@ class SourceSide(Side):
                 passed.update(held.event("passed", 0))
             return passed.get("written_bytes")
 
+        waited_s = self._data().waited_s
         shipped = self._stream_memory(whole, expected_bytes)
         told = {k: passed[k] for k in ("pages", "processes", "left_out")}
-        return {**shipped, **told, "seconds": time.monotonic() - started}
+        waited_s = self._data().waited_s - waited_s
+        return {**shipped, **told, "seconds": time.monotonic() - started, "waited_seconds": waited_s}
+
+    def throttle(self, percent: int) -> dict[str, Any]:
+        """Leave the container so many percent of the CPU time that it took, until it is frozen or the move is over.
+
+        Says to how many processors' time that is; None where it cannot be done, and why.
+        """
+        held = self._hold()
+        (places.working(self._migration()) / _SLOWED).touch()
+        held.say(f"throttle {int(percent)}")
+        told = held.event("throttled", _HOLD_READY_S)
+        return {"cpus": told["cpus"], "reason": told.get("reason", "")}
+
+    def _speed_up(self) -> None:
+        """Put back what a checkpoint that was killed cannot any more. Idempotent. Raises: RuntimeFailed."""
+        slowed = places.working(self._migration()) / _SLOWED
+        if slowed.exists():
+            if command.state(self._container) is not None:
+                command.run("update", self._container)
+            slowed.unlink()
 
     def _stream_memory(self, whole: Callable[[float], int | None], expected_bytes: int) -> dict[str, Any]:
         if self._memory_fd is None:
@@ -233,8 +261,9 @@ class SourceSide(Side):
         progress = self._progress()
         images, name = str(places.images(self._migration())), f"memory-{self._passes}.img"
         shipper = self._data()
-        shipped = shipper.stream_memory(self._memory_fd, images, name, whole, lambda sent: progress(sent, expected_bytes))
-        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes}
+        return self._told(
+            shipper.stream_memory(self._memory_fd, images, name, whole, lambda sent: progress(sent, expected_bytes))
+        )
 
     def hold_checkpoint(self, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
@@ -264,6 +293,7 @@ class SourceSide(Side):
         held.say("go")
         held.event("frozen", _FROZEN_S)
         frozen = time.monotonic()
+        self._data().hurry()
         # A shared mapping is written to without a trace in the file's times: what is mapped so is always sent again.
         self._data().distrust(self._bundle, probe.shared_mappings(self._pid))
         delta = self._ship(self._bundle, self._bundle)
@@ -280,13 +310,18 @@ class SourceSide(Side):
             "freeze_ms": (frozen - started) * 1000,
             "delta_ms": (shipped - frozen) * 1000,
             "dump_ms": (time.monotonic() - frozen) * 1000,
+            "spans": [
+                ["freeze", 0, frozen - started],
+                ["what changed in its files", frozen - started, shipped - frozen],
+                ["dump; the memory goes", frozen - started, time.monotonic() - frozen],
+            ],
         }
 
     def _send_pages(self, held: Held, ended: Callable[[float], bool]) -> dict[str, Any]:
         images = places.images(self._migration())
         pages = self._data().stream_pages(images, str(images), ended)
         held.event("held", 0)
-        return {**asdict(pages), "wire_bytes": self._data().wire_bytes}
+        return self._told(pages)
 
     def _send_last_pass(self, held: Held, ended: Callable[[float], bool]) -> dict[str, Any]:
         memory: dict[str, Any] = {}
@@ -327,6 +362,7 @@ class SourceSide(Side):
         self._held.say("abort")
         ended = self._held.end()
         self._held = None
+        self._speed_up()
         if not ended and self.look() == "frozen":
             # It had to be killed before it could thaw what it had frozen.
             command.run("resume", self._container)
@@ -353,9 +389,12 @@ class SourceSide(Side):
         except BaseException:
             self._leave()
             raise
+        state = self.look()
+        if state != "gone":
+            self._speed_up()
         return {
             "decision": left.decision,
-            "state": self.look(),
+            "state": state,
             "plan": plan,
             "was_released": left.was_released,
             "ran_on": left.ran_on,

@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "ship_bundle": Verb(SourceSide, SourceSide.ship_bundle, 120, True, "source"),
     "follow": Verb(SourceSide, SourceSide.follow, 90, False, "source"),
     "send_memory": Verb(SourceSide, SourceSide.send_memory, 120, False, "source"),
+    "throttle": Verb(SourceSide, SourceSide.throttle, 90, True, "source"),
     "hold_checkpoint": Verb(SourceSide, SourceSide.hold_checkpoint, 90, False, "source"),
     "freeze": Verb(SourceSide, SourceSide.freeze, 600, False, "source"),
     "ship_images": Verb(SourceSide, SourceSide.ship_images, 120, True, "source"),

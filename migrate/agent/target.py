@@ -110,11 +110,14 @@ class TargetSide(Side):
         """Restore, up to where only the decision is missing. From then on this host does not let go of it by itself."""
         held = self._hold()
         (places.working(self._migration()) / ALLOWED).unlink(missing_ok=True)  # all is here, and from now on it may run
+        started = time.monotonic()
         held.say("go")
-        pid = held.event("held", _RESTORE_S)["pid"]
+        told = held.event("held", _RESTORE_S)
+        elapsed_s, criu_s = time.monotonic() - started, told.get("criu_seconds", 0.0)
         (places.working(self._migration()) / "prepared").touch()
         self._prepared = True
-        return {"pid": pid}
+        spans = [["prepare the restore", 0, elapsed_s - criu_s], ["restore", elapsed_s - criu_s, criu_s]]
+        return {"pid": told["pid"], "spans": spans}
 
     def release(self) -> None:
         """Let the restored container run, which was decided. Raises: MigrateError; nothing of it has run then."""

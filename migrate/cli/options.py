@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+_LEAST_RATE = 100_000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -18,6 +19,19 @@ def milliseconds(text: str) -> float:
     if found is None:
         raise click.BadParameter(f"{text!r} is no time such as 300ms or 1.5s")
     return float(found[1]) * (1000 if found[2] == "s" else 1)
+
+
+def bandwidth(text: str) -> float:
+    """Read a rate; return it in bytes a second, 0 for none. Raises: click.BadParameter."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)(i?)(bit|b)?(?:/s|ps)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no rate such as 50M, 80MiB or 800Mbit (a second)")
+    steps = "kmg".find(found[2].lower()) + 1 if found[2] else 0
+    unit: int = (1024 if found[3] else 1000) ** steps
+    rate = float(found[1]) * unit / (8 if (found[4] or "").lower() == "bit" else 1)
+    if 0 < rate < _LEAST_RATE:
+        raise click.BadParameter(f"{text!r} is less than {_LEAST_RATE} bytes a second: a move would hardly end")
+    return rate
 
 
 def remote_option(f: F) -> F:
@@ -66,6 +80,25 @@ def move_options(f: F) -> F:
             default="300ms",
             callback=lambda c, p, v: milliseconds(v),
             help="With --pre-copy: go on until this can be kept (e.g. 300ms, 1.5s), or until it does not get better.",
+        ),
+        click.option(
+            "--on-diverge",
+            type=click.Choice(["switch", "throttle", "abort"]),
+            default="switch",
+            help="When it does not get better: move all the same, slow the container down step by step, or leave it here.",
+        ),
+        click.option(
+            "--bandwidth-limit",
+            metavar="RATE",
+            default="0",
+            callback=lambda c, p, v: bandwidth(v),
+            help="Send no more than this (e.g. 50M bytes, 400Mbit a second) while the container runs.",
+        ),
+        click.option(
+            "--compress",
+            type=click.Choice(["auto", "zstd", "none"]),
+            default="auto",
+            help="Compress what is sent: where it is seen to be faster, always, or never.",
         ),
         click.option(
             "--ignore", metavar="CODE", multiple=True, help="Go on in spite of this finding of the preflight. May be repeated."

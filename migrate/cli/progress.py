@@ -46,7 +46,7 @@ class Progress:
 
 def _iteration(fields: dict[str, Any]) -> str:
     sent = f"memory, pass {fields['number']}: {human_bytes(fields['content_bytes'])} in {fields['seconds']:.2f} s"
-    predicted = f"{fields['predicted_ms']:.0f} ms of downtime predicted"
+    predicted = f"a downtime of {fields['predicted_ms']:.0f} ms is predicted"
     return f"{sent}; {fields['reason'] or predicted}"
 
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ def restore(
                     except OSError as e:
                         raise KernelError(f"cannot bring the images in {options.image_path} together", e.errno or 0) from e
                     lazy.start()
+                held.began()
                 with images.readable_inside(options.image_path, spec, writable=options.auto_dedup) as image_fd:
                     try:
                         session.run("RESTORE", opts, image_fd, options.work_path, request.RESTORE_LOG, held.on_notify)
@@ -248,6 +250,11 @@ class _Restore:
         self._container, self._manager, self._criu, self._lazy = container, manager, criu, lazy
         self._on_console, self._controller = on_console, controller
         self._frozen = False
+        self._began_s = 0.0
+
+    def began(self) -> None:
+        """CRIU is about to be asked."""
+        self._began_s = time.monotonic()
 
     def on_notify(self, script: str, pid: int, fd: int | None) -> bool:
         if script == "orphan-pts-master" and fd is not None:
@@ -280,7 +287,7 @@ class _Restore:
             self._hold(self._controller)
 
     def _hold(self, controller: Controller) -> None:
-        controller.say("held", pid=self._container.state.pid)
+        controller.say("held", pid=self._container.state.pid, criu_seconds=time.monotonic() - self._began_s)
         decision = controller.wait_decision()
         if decision == Decision.LEAVE_FROZEN:
             decision = Decision.COMMIT  # it was let go: whoever decided so was gone before it could say it

@@ -12,6 +12,7 @@ from statistics import median
 
 import pytest
 
+from migrate.story import lines, tell
 from tests.helpers.bed import BUNDLES, Bed
 from tests.helpers.bundle import BundleMaker, assert_gapless, counter, numbers
 from tests.helpers.oci import wait_for
@@ -291,6 +292,26 @@ def test_the_journal_tells_the_move(counting: Bed) -> None:
     expected += [("finish", "intent"), ("finish", "result"), ("move", "ended")]
     assert entries == expected
     assert json.loads((directory / "report.json").read_text())["outcome"] == "COMPLETED"
+
+
+def test_a_report_says_where_the_downtime_went(counting: Bed) -> None:
+    report = counting.move("host1", NAME, "host2")
+    story = tell(report)
+    assert [b.name for b in story.phases] == list(report["phases_ms"])
+    # What the hosts tell of their parts lies inside the downtime, and leaves little of it unexplained.
+    assert {"freeze", "dump; the memory goes", "prepare the restore", "restore", "release, on disk; it runs"} <= {
+        b.name for b in story.downtime
+    }
+    assert story.between_ms < 0.5 * report["downtime_ms"]
+    kept = json.loads(counting.ok("host1", "migrate", "report", "--json", report["migration_id"]))
+    assert counting.ok("host1", "migrate", "report", report["migration_id"]).splitlines() == lines(tell(kept))
+    assert kept["timeline"] == report["timeline"]
+    page = counting.path("host1", "/var/lib/page.html")
+    counting.ok("host1", "migrate", "report", "--html", "/var/lib/page.html", report["migration_id"])
+    assert page.read_text().count("<svg") == 2
+    done = counting.run("host2", "migrate", "report", report["migration_id"])
+    assert done.returncode == 1 and "its source has it" in done.stderr
+    page.unlink()
 
 
 @pytest.mark.timeout(1200)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 
+from migrate.journal import read
 from tests.e2e.test_move import BUNDLE, NAME, counting, runs_on, start_python
 from tests.helpers.bed import Bed
 from tests.helpers.memory import PROGRAM, expected, following
 from tests.helpers.oci import wait_for
-from tests.helpers.stopped import Stopped
+from tests.helpers.stopped import Running, Stopped
 
 __all__ = ["counting"]
 pytestmark = following
@@ -68,3 +70,77 @@ def test_its_coordinator_is_struck(counting: Bed, place: str, who: str) -> None:
     runs_on(counting, here)
     counting.move(here, NAME, there, "--pre-copy", "always")
     runs_on(counting, there)
+
+
+# Writes to all of its 8 MiB again and again: faster than what may be sent.
+_WRITER = """
+m = bytearray(8 << 20)
+n = 0
+while True:
+    n = n + 1 & 255
+    for i in range(0, len(m), 4096):
+        m[i] = n
+    open('/round', 'w').write(str(n))
+"""
+
+
+@pytest.fixture
+def writing(bed: Bed) -> Bed:
+    bundle = start_python(bed, _WRITER)
+    wait_for((bundle / "rootfs/round").exists, "the first round", 60)
+    return bed
+
+
+def _goes_on(bed: Bed, host: str) -> None:
+    path = bed.path(host, f"{BUNDLE}/rootfs/round")
+    at = path.read_text()
+    wait_for(lambda: path.read_text() not in (at, ""), "another round", 60)
+
+
+SLOW = ("--pre-copy", "always", "--bandwidth-limit", "30M", "--compress", "none", "--max-downtime", "250ms")
+
+
+def test_what_cannot_be_kept_up_with_stays(writing: Bed) -> None:
+    done = writing.run("host1", "migrate", "move", *SLOW, "--on-diverge", "abort", NAME, "host2")
+    assert done.returncode == 4 and "memory changes as fast as it is sent" in done.stderr, done.stderr
+    _goes_on(writing, "host1")
+    assert writing.run("host2", "runtime", "state", NAME).returncode != 0
+
+
+def test_it_is_slowed_down_and_has_its_speed_back(writing: Bed) -> None:
+    """The host's limit on the CPU is there only while the container is being copied, on neither host after it."""
+    usual = _quota(writing, "host1")
+    report = writing.move("host1", NAME, "host2", *SLOW, "--on-diverge", "throttle")
+    passes = [p for p in report["details"]["precopy"]["memory"] if "next" in p]
+    slowed = [p["allowance"] for p in passes if p["next"] == "throttle"]
+    assert slowed == sorted(slowed, reverse=True) and slowed, passes
+    assert passes[-1]["next"] == "freeze"
+    entries, damaged = read(writing.path("host1", f"/var/lib/ferry/migrations/{report['migration_id']}/journal"))
+    assert damaged == 0
+    assert [(e["number"], e["next"], e["reason"]) for e in entries if e["mark"] == "pass"] == [
+        (p["number"], p["next"], p["reason"]) for p in passes
+    ]
+    _goes_on(writing, "host2")
+    assert _quota(writing, "host2") == usual
+
+
+def _quota(bed: Bed, host: str) -> str:
+    """Return the limit on the container's CPU time, as the host's kernel says it."""
+    files = [w for name in ("cpu.cfs_quota_us", "cpu.max") for w in ("-o", "-path", f"*/{NAME}/{name}")][1:]
+    found = bed.ok(host, "find", "/sys/fs/cgroup", "(", *files, ")", "-exec", "cat", "{}", "+").split()
+    assert found
+    return found[0]
+
+
+@pytest.mark.parametrize("who", ["coordinator", "agent", "runtime"])
+def test_its_speed_is_back_when_the_move_breaks(writing: Bed, who: str) -> None:
+    """Whoever is killed while it is slowed down."""
+    usual = _quota(writing, "host1")
+    move = Running(writing, "host1", "migrate", "move", "--json", *SLOW, "--on-diverge", "throttle", NAME, "host2")
+    wait_for(lambda: _quota(writing, "host1") != usual, "the limit", 100)
+    for pid in [move.pid] if who == "coordinator" else writing.processes("host1", who):
+        os.kill(pid, signal.SIGKILL)
+    move.go_on()
+    writing.run("host1", "migrate", "recover")
+    assert _quota(writing, "host1") == usual
+    _goes_on(writing, "host1")

@@ -32,4 +32,4 @@ def places(world: World) -> list[str]:
     world.at = "host2"
     world.counts()
     only = os.environ.get("FERRY_FAULT_PLACES", "")
-    return [p for p in found if not only or any(word in p for word in only.split(","))]
+    return [p for p in dict.fromkeys(found) if not only or any(word in p for word in only.split(","))]

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from tests.helpers.bed import BUNDLES, NO_REMAINS, ROOT, Bed
@@ -91,27 +90,7 @@ class World:
                 os.kill(pid, signal.SIGKILL)
 
     def processes(self, host: str, kind: str) -> list[int]:
-        """Return the processes of a host, by their pids on this machine: agents, holders of the runtime, or CRIU."""
-        # CRIU and its holder are in mount namespaces below the host's: what tells hosts apart is the UTS namespace.
-        uts = os.readlink(f"/proc/{self.pid_of(host)}/ns/uts")
-        words = {"agent": (b"migrate.agent", b"agent"), "runtime": (b"--hold",), "criu": (b"swrk",)}[kind]
-        title = b"criu: "  # which CRIU gives itself, with what it is doing
-        found = []
-        for entry in os.listdir("/proc"):
-            try:
-                if not entry.isdigit() or os.readlink(f"/proc/{entry}/ns/uts") != uts:
-                    continue
-                argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if (kind == "criu" and any(a.startswith(title) for a in argv)) or (
-                any(w in argv for w in words) and (kind != "agent" or b"python" in argv[0])
-            ):
-                found.append(int(entry))
-        return found
-
-    def pid_of(self, host: str) -> int:
-        return int((self.bed.directory / host / "pid").read_text().split()[0])
+        return self.bed.processes(host, kind)
 
     def counted(self, host: str) -> list[int]:
         return numbers(self.bed.path(host, f"{BUNDLE}/rootfs/count"))

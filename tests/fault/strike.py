@@ -156,10 +156,14 @@ CLASSES: dict[str, Callable[[Case, Stopped], None]] = {
 def reached(place: str) -> list[bool]:
     """Say whether a move has dumped the container, decided, and released it, when it gets to a place."""
     order = ("plan", "prepare", "precopy", "freeze", "ship", "restore", "commit", "finish", "move")
-    entry, when = place.split(":")
-    phase, mark = entry.split(".")
-    at = (order.index(phase), ["made", "intent", "decided", "released", "result", "ended"].index(mark), when == "after")
-    return [at >= (order.index(phase), mark, False) for phase, mark in (("freeze", 4), ("commit", 2), ("commit", 3))]
+    marks = ("made", "intent", "pass", "decided", "released", "result", "ended")
+
+    def when(entry: str) -> tuple[int, int]:
+        phase, mark = entry.split(".")
+        return order.index(phase), marks.index(mark)
+
+    entry, _ = place.split(":")
+    return [when(entry) >= when(passed) for passed in ("freeze.result", "commit.decided", "commit.released")]
 
 
 def run(case: Case, fault: Callable[[Case, Stopped], None], after_s: float | None = None) -> str:

@@ -260,7 +260,7 @@ ENTRIES = st.builds(
     ),
 )
 CONTENT = st.one_of(
-    st.builds(lambda o, n: framed(Frame(segment=Segment(offset=o, length=n))), SIZES, SIZES),
+    st.builds(lambda o, n, p: framed(Frame(segment=Segment(offset=o, length=n, packed=p))), SIZES, SIZES, st.booleans()),
     st.builds(raw, st.binary(min_size=1, max_size=20)),
     st.builds(lambda d: framed(Frame(end_of_file=EndOfFile(digest=d))), st.binary(max_size=16)),
     st.builds(lambda: framed(Frame(end_of_tree=EndOfTree(entries=1)))),

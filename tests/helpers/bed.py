@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,30 @@ class Bed:
     def path(self, host: str, path: str) -> Path:
         """Return where a path below a host's /var/lib is on this machine."""
         return self.directory / host / "varlib" / Path(path).relative_to("/var/lib")
+
+    def pid_of(self, host: str) -> int:
+        """Return the process that keeps a host's namespaces."""
+        return int((self.directory / host / "pid").read_text().split()[0])
+
+    def processes(self, host: str, kind: str) -> list[int]:
+        """Return the processes of a host, by their pids on this machine: agents, holders of the runtime, or CRIU."""
+        # CRIU and its holder are in mount namespaces below the host's: what tells hosts apart is the UTS namespace.
+        uts = os.readlink(f"/proc/{self.pid_of(host)}/ns/uts")
+        words = {"agent": (b"migrate.agent", b"agent"), "runtime": (b"--hold",), "criu": (b"swrk",)}[kind]
+        title = b"criu: "  # which CRIU gives itself, with what it is doing
+        found = []
+        for entry in os.listdir("/proc"):
+            try:
+                if not entry.isdigit() or os.readlink(f"/proc/{entry}/ns/uts") != uts:
+                    continue
+                argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if (kind == "criu" and any(a.startswith(title) for a in argv)) or (
+                any(w in argv for w in words) and (kind != "agent" or b"python" in argv[0])
+            ):
+                found.append(int(entry))
+        return found
 
     def move(self, source: str, container: str, target: str, *options: str) -> dict[str, Any]:
         """Move a container; return the report and fail unless it was completed."""

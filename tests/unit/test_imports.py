@@ -45,10 +45,12 @@ RUNTIME = {
 # module of migrate -> its layer; a module imports only from lower layers
 LAYERS = (
     {"errors"},
-    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest", "liveness", "durable", "converge"},
+    {"wire_pb2", "facts", "phase", "faults", "places", "warm", "manifest", "liveness", "durable", "converge", "timeline"},
     {"wire", "report", "host", "preflight", "journal", "recover"},
+    {"outlet"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},
-    {"ship", "probe"},
+    {"ship", "probe", "story"},
+    {"page"},
     {"agent"},
     {"session"},
     {"commit", "relay"},
@@ -64,7 +66,10 @@ ONLY_IN = {
 }
 PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
 PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")] + ["runtime/archive/layout.py"]
-PURE += [f"migrate/{n}.py" for n in ("manifest", "preflight", "plan", "phase", "report", "facts", "recover")]
+PURE += [
+    f"migrate/{n}.py"
+    for n in ("manifest", "preflight", "plan", "phase", "report", "facts", "recover", "converge", "story", "page")
+]
 
 
 def modules() -> list[Path]:

@@ -6,20 +6,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate.converge import MAX_PASSES, Pass, Verdict, judge
+from migrate.converge import ALLOWANCES, MAX_PASSES, Diverge, Limits, Next, Pass, Verdict, judge
 
 FIXED_MS = 100.0
 
 
-def simulate(memory: float, rate: float, dirty: float, max_downtime_ms: float, working_set: float | None = None) -> list[Verdict]:
+def simulate(
+    memory: float,
+    rate: float,
+    dirty: float,
+    max_downtime_ms: float,
+    working_set: float | None = None,
+    policy: Diverge = Diverge.SWITCH,
+) -> list[Verdict]:
     """Copy `memory` bytes over a link of `rate` bytes a second, while `dirty` bytes a second are written to in a working set."""
     passes: list[Pass] = []
     verdicts: list[Verdict] = []
     size = memory
-    while not verdicts or verdicts[-1].go_on:
+    allowance, since = 100, 0
+    while not verdicts or verdicts[-1].next in (Next.AGAIN, Next.THROTTLE):
         passes.append(Pass(int(size), size / rate))
-        verdicts.append(judge(passes, max_downtime_ms, FIXED_MS))
-        size = min(dirty * passes[-1].seconds, working_set or memory)
+        verdicts.append(judge(passes, Limits(max_downtime_ms, FIXED_MS, policy), allowance, since))
+        size = min(dirty * allowance / 100 * passes[-1].seconds, working_set or memory)
+        if verdicts[-1].next == Next.THROTTLE:
+            allowance, since = verdicts[-1].allowance, len(passes)
     return verdicts
 
 
@@ -35,9 +45,26 @@ def test_as_many_passes_as_the_downtime_takes() -> None:
 
 
 @pytest.mark.parametrize("dirty", [100e6, 200e6])
-def test_a_program_that_writes_faster_than_the_link(dirty: float) -> None:
-    verdicts = simulate(1 << 30, 100e6, dirty, 300)
+@pytest.mark.parametrize(("policy", "end"), [(Diverge.SWITCH, Next.FREEZE), (Diverge.ABORT, Next.ABORT)])
+def test_a_program_that_writes_faster_than_the_link(dirty: float, policy: Diverge, end: Next) -> None:
+    verdicts = simulate(1 << 30, 100e6, dirty, 300, policy=policy)
     assert len(verdicts) <= 6 and "as fast as it is sent" in verdicts[-1].reason
+    assert verdicts[-1].next == end
+
+
+@pytest.mark.parametrize(("dirty", "most"), [(120e6, 50), (300e6, 20), (1500e6, 5)])
+def test_it_is_slowed_down_until_it_can_be_kept_up_with(dirty: float, most: int) -> None:
+    verdicts = simulate(1 << 30, 100e6, dirty, 300, policy=Diverge.THROTTLE)
+    assert verdicts[-1].predicted_ms <= 300, verdicts[-1]
+    allowances = [v.allowance for v in verdicts if v.next == Next.THROTTLE]
+    assert allowances == list(ALLOWANCES[: len(allowances)]) and allowances[-1] >= most
+    assert verdicts[-1].allowance == allowances[-1]
+
+
+def test_when_even_the_slowest_is_too_fast() -> None:
+    verdicts = simulate(1 << 30, 100e6, 1e11, 300, policy=Diverge.THROTTLE)
+    assert [v.allowance for v in verdicts if v.next == Next.THROTTLE] == list(ALLOWANCES)
+    assert verdicts[-1].next == Next.FREEZE and "as fast as it is sent" in verdicts[-1].reason
 
 
 def test_a_small_set_that_is_written_to_all_the_time() -> None:
@@ -48,11 +75,21 @@ def test_a_small_set_that_is_written_to_all_the_time() -> None:
 
 
 def test_next_to_nothing() -> None:
-    assert not judge([Pass(200 << 10, 0.01)], 300, FIXED_MS).go_on
+    assert judge([Pass(200 << 10, 0.01)], Limits(300, FIXED_MS)).next == Next.FREEZE
 
 
-@given(st.floats(1e3, 1e12), st.floats(1e5, 1e10), st.floats(0, 1e11), st.floats(1, 1e5), st.floats(1e3, 1e12))
-def test_it_always_ends(memory: float, rate: float, dirty: float, max_downtime_ms: float, working_set: float) -> None:
-    verdicts = simulate(memory, rate, dirty, max_downtime_ms, working_set)
+@given(
+    st.floats(1e3, 1e12),
+    st.floats(1e5, 1e10),
+    st.floats(0, 1e11),
+    st.floats(1, 1e5),
+    st.floats(1e3, 1e12),
+    st.sampled_from(Diverge),
+)
+def test_it_always_ends(
+    memory: float, rate: float, dirty: float, max_downtime_ms: float, working_set: float, policy: Diverge
+) -> None:
+    verdicts = simulate(memory, rate, dirty, max_downtime_ms, working_set, policy)
     assert len(verdicts) <= MAX_PASSES
-    assert all(v.reason == "" for v in verdicts[:-1]) and verdicts[-1].reason
+    assert all(bool(v.reason) == (v.next != Next.AGAIN) for v in verdicts)
+    assert verdicts[-1].next in (Next.FREEZE, Next.ABORT)

@@ -17,6 +17,7 @@ from migrate import host, manifest, preflight, warm
 from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
 from migrate.manifest import Item
+from migrate.outlet import Outlet
 from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
 from migrate.rootfs import TreeReceiver, TreeSender, scan
@@ -384,7 +385,7 @@ def test_a_tree_survives_the_wire(tmp_path: Path, size: int) -> None:
     (source / "link").symlink_to("d/file")
     pipe = tmp_path / "stream"
     out = os.open(pipe, os.O_WRONLY | os.O_CREAT)
-    sender = TreeSender(Wire(_File(out)), source, lambda: None)
+    sender = TreeSender(Outlet(Wire(_File(out))), source, lambda: None)
     for entry in scan(source).values():
         assert sender.send(entry)
     sender.close()
