@@ -19,6 +19,8 @@ _TELLING_BYTES = 1 << 20
 _COMPARABLE = 4
 # Falls by less than this, twice in a row, are no falls.
 _FALLING = 0.9
+# A freeze in which memory takes less than this is as short as one can be. Units: milliseconds.
+_NOTHING_MS = 10.0
 
 
 class Diverge(StrEnum):
@@ -38,18 +40,20 @@ class Next(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over the memory. Units: bytes of memory; seconds from its begin to its end, and of these without sending.
+    """One pass over the memory.
 
-    What is not done for the sake of a bandwidth limit will be, when the container stands still.
+    Units: bytes of memory; seconds from its begin to its end, and from the begin of the one before, None for the first one;
+    bytes a second that the way carries without a bandwidth limit, None where that is what the pass itself tells.
     """
 
     sent_bytes: int
     seconds: float
-    waited_seconds: float = 0.0
+    since_s: float | None = None
+    link_rate: float | None = None
 
     @property
     def rate(self) -> float:
-        return self.sent_bytes / max(self.seconds - self.waited_seconds, 1e-6)
+        return self.link_rate or self.sent_bytes / max(self.seconds, 1e-6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,11 @@ class Limits:
 def judge(passes: Sequence[Pass], limits: Limits, allowance: int = 100, since: int = 0) -> Verdict:
     """Say what follows the last pass, and why.
 
-    `allowance` is what the container is left of its CPU time; it was told so when `since` passes had been made.
+    `allowance` is what the container is left of its CPU time. What was seen before `since` passes had been made is not
+    compared with: it was another time, or another speed.
     """
-    predicted_ms, remaining, rate = _predict(passes, limits.fixed_ms)
+    memory_ms, remaining, rate = _predict(passes)
+    predicted_ms = limits.fixed_ms + memory_ms
 
     def verdict(next_: Next, reason: str, allowed: int = allowance) -> Verdict:
         return Verdict(next_, reason, round(predicted_ms, 1), remaining, rate, allowed)
@@ -86,16 +92,19 @@ def judge(passes: Sequence[Pass], limits: Limits, allowance: int = 100, since: i
     if predicted_ms <= limits.max_downtime_ms:
         allowed_ms = limits.max_downtime_ms
         return verdict(Next.FREEZE, f"a downtime of {predicted_ms:.0f} ms is predicted, and {allowed_ms:.0f} ms are allowed")
-    # The first pass says how fast memory travels, and nothing of how fast it changes: that is known after the next. It is the
-    # same with the first one after the container was slowed down.
-    told = [_predict(passes[: i + 1], limits.fixed_ms)[0] for i in range(since + 1, len(passes))]
+    if memory_ms <= _NOTHING_MS:
+        # To slow it down would change nothing.
+        last = Next.ABORT if limits.policy == Diverge.ABORT else Next.FREEZE
+        return verdict(last, f"next to nothing is left to send, and {predicted_ms:.0f} ms are predicted all the same")
+    # The first pass says how fast memory travels, and nothing of how fast it changes: that is known after the next.
+    told = [_predict(passes[: i + 1])[0] for i in range(since, len(passes)) if i]
     falls = len(told) < 3 or any(late <= early * _FALLING for early, late in zip(told[-3:], told[-2:], strict=False))
     many = len(passes) >= MAX_PASSES
     if falls and not many:
         return verdict(Next.AGAIN, "")
-    why = f"after {MAX_PASSES} passes {predicted_ms:.0f} ms are predicted still" if falls else (
-        f"memory changes as fast as it is sent: {predicted_ms:.0f} ms are predicted, and it does not get less"
-    )  # fmt: skip
+    why = f"memory changes as fast as it is sent: {predicted_ms:.0f} ms are predicted, and it does not get less"
+    if falls:
+        why = f"after {MAX_PASSES} passes {predicted_ms:.0f} ms are predicted still"
     if limits.policy == Diverge.ABORT:
         return verdict(Next.ABORT, why)
     less = [a for a in ALLOWANCES if a < allowance]
@@ -104,16 +113,19 @@ def judge(passes: Sequence[Pass], limits: Limits, allowance: int = 100, since: i
     return verdict(Next.FREEZE, why)
 
 
-def _predict(passes: Sequence[Pass], fixed_ms: float) -> tuple[float, int, float]:
+def _predict(passes: Sequence[Pass]) -> tuple[float, int, float]:
+    """Return how long it would take to send what a freeze would find changed, how much that is, and the rate.
+
+    Units: milliseconds, bytes, bytes a second.
+    """
     telling = [p for p in passes if p.sent_bytes >= _TELLING_BYTES and p.seconds > 0]
     last = passes[-1]
     if not telling:
-        return fixed_ms, last.sent_bytes, 0.0
+        return 0.0, last.sent_bytes, 0.0
     rate = telling[-1].rate
     remaining = last.sent_bytes
-    if len(passes) > 1 and passes[-2].seconds <= _COMPARABLE * last.seconds:
-        # What this pass sent was written to during the one before it. Of a much longer time that says little: it may be
+    if last.since_s is not None and last.since_s <= _COMPARABLE * last.seconds:
+        # What this pass sent was written to since the one before it began. Of a much longer time that says little: it may be
         # a few pages that are written to all the time.
-        changing = last.sent_bytes / max(passes[-2].seconds, 1e-6)
-        remaining = min(int(changing * last.seconds), last.sent_bytes)
-    return fixed_ms + remaining / rate * 1000, remaining, rate
+        remaining = min(int(last.sent_bytes / max(last.since_s, 1e-6) * last.seconds), last.sent_bytes)
+    return remaining / rate * 1000, remaining, rate

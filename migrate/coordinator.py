@@ -112,6 +112,9 @@ class Survey:
         reason = plan.can_pre_copy(self.source_facts, self.container, self.target_facts)
         if reason and self.request.pre_copy == "always":
             raise Refused(reason, hint="--pre-copy auto does without where it must")
+        if self.request.on_diverge != "switch" and (reason or self.request.pre_copy == "never"):
+            why = reason or "the memory is not sent while the container runs"
+            raise Refused(f"--on-diverge {self.request.on_diverge} cannot be done: {why}", hint="--pre-copy auto or always")
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         migration_id = f"{stamp}-{secrets.token_hex(3)}"
         return plan.make(self.request, migration_id, self.source_facts, self.container, self.target_facts, self.route)
@@ -183,7 +186,7 @@ class _Move:
             target=survey.target,
             log=self._log,
             timeline=self._timeline,
-            on_event=lambda name, fields: on_progress(self._phase, name, fields),
+            on_event=self._on_event,
         )
         self._begun: list[steps.Step] = []
         self._frozen_at: float | None = None
@@ -219,6 +222,11 @@ class _Move:
                 relay.close()
             self._report.total_ms = (time.monotonic() - self._started) * 1000
 
+    def _on_event(self, name: str, fields: dict[str, Any]) -> None:
+        if name == "iteration":
+            self._report.iterations.append(fields)
+        self._on_progress(self._phase, name, fields)
+
     def _begin(self, phase: Phase) -> float:
         self._phase = phase
         if phase == Phase.FREEZE:
@@ -231,7 +239,6 @@ class _Move:
 
     def _end(self, phase: Phase, started: float, details: dict[str, Any]) -> None:
         elapsed_ms = (time.monotonic() - started) * 1000
-        self._timeline.add(phase, "coordinator", started, elapsed_ms / 1000)
         self._report.phases_ms[phase] = elapsed_ms
         self._report.details[phase] = details
         self._log.append(phase, "result", elapsed_ms=round(elapsed_ms, 1), **details)
@@ -239,13 +246,16 @@ class _Move:
 
     def _step(self, step: steps.Step) -> None:
         started = self._begin(step.phase)
-        self._end(step.phase, started, step.do(self._context))
+        with self._timeline.span(step.phase):
+            details = step.do(self._context)
+        self._end(step.phase, started, details)
 
     def _commit(self) -> None:
         started = self._begin(Phase.COMMIT)
-        stats = commit.commit(
-            self._context.source, self._context.target, self._log, self._timeline, self._on_asked, self._on_released
-        )
+        with self._timeline.span(Phase.COMMIT):
+            stats = commit.commit(
+                self._context.source, self._context.target, self._log, self._timeline, self._on_asked, self._on_released
+            )
         self._end(Phase.COMMIT, started, {"dump_stats": stats})
 
     def _on_asked(self) -> None:
@@ -261,7 +271,8 @@ class _Move:
 
     def _finish(self) -> None:
         started = self._begin(Phase.FINISH)
-        finished = steps.finish(self._context)
+        with self._timeline.span(Phase.FINISH):
+            finished = steps.finish(self._context)
         self._count_bytes()
         self._end(Phase.FINISH, started, finished)
         self._over(Outcome.COMPLETED)
@@ -271,8 +282,7 @@ class _Move:
         """Write how it ended, where nothing is left to do. Raises: MigrateError when the source's agent is gone."""
         report, context = self._report, self._context
         report.outcome = outcome
-        report.timeline = self._timeline.as_list()
-        report.total_ms = (time.monotonic() - self._started) * 1000
+        self._note_times()
         with faults.around("move.ended"):
             try:
                 context.source.call("ended", outcome=str(outcome), settled=True, fields={}, report=report.as_dict())
@@ -282,6 +292,10 @@ class _Move:
                 report.undo_errors.append(str(e))  # on a full disk it is over all the same
         with contextlib.suppress(MigrateError):
             context.source.call("leave")
+
+    def _note_times(self) -> None:
+        self._report.timeline = self._timeline.as_list()
+        self._report.total_ms = (time.monotonic() - self._started) * 1000
 
     def _count_bytes(self) -> None:
         details = self._report.details
@@ -367,5 +381,5 @@ class _Move:
         if resolution.outcome == Outcome.COMPLETED:
             report.recovered = report.error
             report.error = None
-        report.total_ms = (time.monotonic() - self._started) * 1000
+        self._note_times()
         return report.as_dict()

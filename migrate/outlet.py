@@ -18,6 +18,10 @@ _LEVEL = 1
 _WORTH_IT = 0.9
 # A pause is made up for by this much at most. Units: seconds.
 _BURST_S = 0.1
+# What pipes, ssh and sockets take in before the link has carried anything; and up to where what it carries is then measured.
+_BUFFERED_BYTES, _MEASURED_BYTES, _LEAST_MEASURED_BYTES = 12 << 20, 40 << 20, 8 << 20
+# For how long nothing may be sent afterwards. Units: seconds.
+_MOST_DEBT_S = 2.0
 
 
 class Compress(StrEnum):
@@ -69,14 +73,18 @@ class Choice:
 
 
 class Pace:
-    """Waits so that no more than `rate` bytes a second go out; 0 is any number."""
+    """Waits so that no more than `rate` bytes a second go out on average; 0 is any number.
+
+    What goes first is waited for only later: it shows what the link carries, which is what counts when the limit is lifted.
+    """
 
     def __init__(
         self, rate: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._rate, self._clock, self._sleep = rate, clock, sleep
         self._due = clock()
-        self.waited_s = 0.0
+        self.free = min(_MEASURED_BYTES, int(rate * _MOST_DEBT_S)) if rate else 0
+        self._sent = 0
 
     def lift(self) -> None:
         """From here on anything goes."""
@@ -87,20 +95,32 @@ class Pace:
         if not self._rate:
             return
         now = self._clock()
+        self._sent += count
         self._due = max(self._due, now - _BURST_S) + count / self._rate
-        if self._due > now:
+        if self._due > now and self._sent > self.free:
             self._sleep(self._due - now)
-            self.waited_s += self._due - now
 
 
 class Outlet:
-    """Sends pieces of content over a wire. `pace` is public: the end of it may be lifted."""
+    """Sends pieces of content over a wire, compressed or not. `bandwidth_limit` is in bytes a second, 0 is none."""
 
     def __init__(self, wire: Wire, compress: Compress = Compress.NONE, bandwidth_limit: float = 0.0) -> None:
-        self.wire, self.pace = wire, Pace(bandwidth_limit)
-        self._choice = Choice(compress)
+        self.wire = wire
+        self._pace, self._choice = Pace(bandwidth_limit), Choice(compress)
         self._packer = zstandard.ZstdCompressor(level=_LEVEL)
-        self.packed_bytes = 0
+        self._sent, self._measured, self._seconds = 0, 0, 0.0
+
+    def hurry(self) -> None:
+        """From here on somebody waits: there is no limit any more."""
+        self._pace.lift()
+
+    @property
+    def link_rate(self) -> float | None:
+        """How much content the way carries without the limit; None where there is none, or it lets too little through to see.
+
+        Units: bytes a second.
+        """
+        return self._measured / max(self._seconds, 1e-6) if self._measured >= _LEAST_MEASURED_BYTES else None
 
     def send(self, offset: int, piece: memoryview) -> None:
         """Send what belongs at `offset`. Raises: ConnectionLost."""
@@ -110,13 +130,15 @@ class Outlet:
             packed = self._packer.compress(piece)
             if len(packed) < len(piece) * _WORTH_IT:
                 data = packed
-        is_packed = data is not piece
-        self.wire.send(Frame(segment=Segment(offset=offset, length=len(piece), packed=is_packed)))
+        self.wire.send(Frame(segment=Segment(offset=offset, length=len(piece), packed=data is not piece)))
         self.wire.send_raw(memoryview(data))
-        if is_packed:
-            self.packed_bytes += len(piece)
+        self._sent += len(data)
+        if _BUFFERED_BYTES < self._sent <= self._pace.free:
+            self._measured += len(piece)
+            self._seconds += time.monotonic() - started
+        # With a limit, what is smaller is sooner there, whatever the link carries.
+        self._pace.sent(len(data))
         self._choice.took(len(piece), time.monotonic() - started)
-        self.pace.sent(len(data))
 
 
 class Unpacker:

@@ -31,9 +31,8 @@ def page(story: Story) -> str:
     if story.iterations:
         parts += ["<h2>Memory, sent while it ran</h2>", _passes(story.iterations), _table(story.iterations)]
     if story.downtime_ms is not None and story.downtime:
-        rest = Bar("between these: words to and fro", "", 0.0, story.between_ms)
         parts += [f"<h2>The downtime: {story.downtime_ms:.0f} ms</h2>", _waterfall("downtime", story.downtime, story.downtime_ms)]
-        parts.append(f"<p>{escape(rest.name)}: {rest.ms:.1f} ms</p>")
+        parts.append(f"<p>between these: words to and fro: {story.between_ms:.1f} ms</p>")
     colours = "".join(f'<span style="background: var(--{w})"></span>{w}' for w in ("source", "target", "coordinator"))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -111,8 +110,7 @@ def _table(iterations: Sequence[Iteration]) -> str:
 
 def _nice(step: float) -> float:
     """Return the round number above a step of an axis."""
-    if step <= 0:
-        return 1.0
+    step = max(step, 1e-6)
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * n for n in (1, 2, 5, 10) if power * n >= step)
 

@@ -25,6 +25,7 @@ class Report:
     wire_bytes: int = 0
     frozen_at_ms: float | None = None
     timeline: list[dict[str, Any]] = field(default_factory=list)  # of migrate.timeline.Span
+    iterations: list[dict[str, Any]] = field(default_factory=list)  # passes over the memory, with what followed each
     phases_ms: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None

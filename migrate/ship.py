@@ -62,18 +62,13 @@ class Shipper:
         return self._wire.sent_bytes + self._wire.received_bytes
 
     @property
-    def packed_bytes(self) -> int:
-        """How much content went compressed."""
-        return self._outlet.packed_bytes
-
-    @property
-    def waited_s(self) -> float:
-        """How long it did nothing for the sake of the bandwidth limit. Units: seconds."""
-        return self._outlet.pace.waited_s
+    def link_rate(self) -> float | None:
+        """See Outlet."""
+        return self._outlet.link_rate
 
     def hurry(self) -> None:
-        """From here on somebody waits: the bandwidth limit does not hold any more."""
-        self._outlet.pace.lift()
+        """See Outlet."""
+        self._outlet.hurry()
 
     def close(self) -> None:
         self._stream.close()

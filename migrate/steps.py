@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from migrate.commit import Log
-from migrate.converge import Diverge, Limits, Next, Pass, judge
-from migrate.errors import Diverged
+from migrate.converge import Diverge, Limits, Next, Pass, Verdict, judge
+from migrate.errors import Diverged, printable
 from migrate.phase import Phase
 from migrate.plan import Plan
 from migrate.relay import Relay
@@ -87,14 +87,16 @@ def _precopy(c: Context) -> Details:
     memory = c.plan.memory_bytes
     with c.timeline.span("start the restore", "target"):
         c.target.call("hold_restore", flags=flags, memory_bytes=memory, pre_copy=pre_copy)
-    passes = _memory_passes(c) if pre_copy else []
+    passes = _MemoryPasses(c)
+    if pre_copy:
+        passes.run()
     with c.timeline.span("start the checkpoint", "source"):
         c.source.call("hold_checkpoint", flags=flags, memory_bytes=memory)
     if pre_copy:
         # While the memory went, and CRIU was started, both went on changing.
         files += _file_passes(c)
-        passes.append(_memory_pass(c, len(passes) + 1, 0))
-    return {"passes": files, **({"memory": passes} if passes else {})}
+        passes.run()
+    return {"passes": files, **({"memory": passes.told} if pre_copy else {})}
 
 
 def _file_passes(c: Context) -> list[Details]:
@@ -108,39 +110,58 @@ def _file_passes(c: Context) -> list[Details]:
     return passes
 
 
-def _memory_passes(c: Context) -> list[Details]:
-    """Send the memory again and again while the container runs; return each pass with what was decided after it.
+class _MemoryPasses:
+    """Sends the memory again and again while the container runs; `told` has each pass with what was decided after it."""
 
-    Raises: Diverged when the container is to stay where it is rather than to stand still for longer than allowed.
-    """
-    with c.timeline.span("follow the memory", "source"):
-        c.source.call("follow", flags=list(c.plan.criu_flags))
-    limits = Limits(c.plan.max_downtime_ms, FIXED_MS, Diverge(c.plan.on_diverge))
-    told: list[Details] = []
-    passes: list[Pass] = []
-    expected, allowance, since = c.plan.memory_bytes, 100, 0
-    while True:
-        sent = _memory_pass(c, len(passes) + 1, expected)
-        passes.append(Pass(sent["content_bytes"], sent["seconds"], sent["waited_seconds"]))
-        verdict = judge(passes, limits, allowance, since)
-        if verdict.next == Next.THROTTLE:
-            slowed = c.source.call("throttle", percent=verdict.allowance)
-            if slowed["cpus"] is None:
-                verdict = replace(verdict, next=Next.FREEZE, reason=f"it cannot be slowed down: {slowed['reason']}")
-            allowance, since = verdict.allowance, len(passes)
-        told.append({"number": len(passes), **sent, **asdict(verdict)})
-        c.log.append(Phase.PRECOPY, "pass", **told[-1])
-        c.on_event("iteration", told[-1])
-        expected = verdict.remaining_bytes
-        if verdict.next == Next.ABORT:
-            raise Diverged(verdict.reason, hint="allow more with --max-downtime, or slow it down with --on-diverge throttle")
-        if verdict.next == Next.FREEZE:
-            return told
+    def __init__(self, c: Context) -> None:
+        self._c = c
+        self._limits = Limits(c.plan.max_downtime_ms, FIXED_MS, Diverge(c.plan.on_diverge))
+        self._passes: list[Pass] = []
+        self._began: float | None = None
+        self._expected_bytes, self._allowance = c.plan.memory_bytes, 100
+        self.told: list[Details] = []
 
+    def run(self) -> None:
+        """Go on until it is time to freeze; what was some time ago says nothing of now.
 
-def _memory_pass(c: Context, number: int, expected_bytes: int) -> Details:
-    with c.timeline.span(f"memory, pass {number}", "source"):
-        return c.source.call("send_memory", c.on_event, expected_bytes=expected_bytes)
+        Raises: Diverged when the container is to stay where it is rather than to stand still for longer than allowed.
+        """
+        c = self._c
+        if self._began is None:
+            with c.timeline.span("follow the memory", "source"):
+                c.source.call("follow", flags=list(c.plan.criu_flags))
+        since = len(self._passes)
+        while True:
+            sent = self._send()
+            verdict = judge(self._passes, self._limits, self._allowance, since)
+            if verdict.next == Next.THROTTLE:
+                verdict = self._slow_down(verdict)
+                since = len(self._passes)
+            self.told.append({"number": len(self._passes), **sent, **asdict(verdict)})
+            c.log.append(Phase.PRECOPY, "pass", **self.told[-1])
+            c.on_event("iteration", self.told[-1])
+            self._expected_bytes, self._allowance = verdict.remaining_bytes, verdict.allowance
+            if verdict.next == Next.ABORT:
+                hint = "allow more with --max-downtime, or slow the container down with --on-diverge throttle"
+                raise Diverged(verdict.reason, hint=hint)
+            if verdict.next == Next.FREEZE:
+                return
+
+    def _send(self) -> Details:
+        c, before = self._c, self._began
+        self._began = time.monotonic()
+        with c.timeline.span(f"memory, pass {len(self._passes) + 1}", "source"):
+            sent = c.source.call("send_memory", c.on_event, expected_bytes=self._expected_bytes)
+        since_s = None if before is None else self._began - before
+        self._passes.append(Pass(sent["content_bytes"], sent["seconds"], since_s, sent["link_rate"]))
+        return sent
+
+    def _slow_down(self, verdict: Verdict) -> Verdict:
+        slowed = self._c.source.call("throttle", percent=verdict.allowance)
+        if slowed["cpus"] is not None:
+            return verdict
+        reason = f"it cannot be slowed down: {printable(str(slowed['reason']))[:300]}"
+        return replace(verdict, next=Next.FREEZE, reason=reason, allowance=self._allowance)
 
 
 def _told(c: Context, where: str, verb: str) -> Details:

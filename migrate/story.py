@@ -5,7 +5,6 @@ A report may come from another host, and from another version of Ferry: what it 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +99,7 @@ def _text(document: dict[str, Any], key: str) -> str:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value < 1e15:
+    if isinstance(value, (int, float)) and 0 <= value < 1e15:
         return float(value)
     return None
 
@@ -130,9 +129,7 @@ def _covered(bars: Iterable[Bar]) -> float:
 
 
 def _iterations(document: dict[str, Any]) -> Iterable[Iteration]:
-    details = document.get("details")
-    precopy = details.get(str(Phase.PRECOPY)) if isinstance(details, dict) else None
-    passes = precopy.get("memory") if isinstance(precopy, dict) else None
+    passes = document.get("iterations")
     for number, entry in enumerate(passes if isinstance(passes, list) else (), 1):
         if isinstance(entry, dict):
             size, seconds = _number(entry.get("content_bytes")) or 0.0, _number(entry.get("seconds")) or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -50,7 +51,9 @@ class Timeline:
         for entry in told if isinstance(told, list) else ():
             with contextlib.suppress(TypeError, ValueError, OverflowError):
                 name, at_s, seconds = entry
-                self.add(str(name)[:100], where, started + float(at_s), float(seconds))
+                at_s, seconds = float(at_s), float(seconds)
+                if math.isfinite(at_s + seconds):
+                    self.add(str(name)[:100], where, started + at_s, seconds)
 
     def as_list(self) -> list[dict[str, Any]]:
         return [asdict(s) for s in sorted(self.spans, key=lambda s: s.at_ms)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -24,7 +25,6 @@ from migrate.warm import warm
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
 _PROGRESS_EVERY_S = 0.2
-_SLOWED = "slowed"
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
     "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
@@ -42,6 +42,7 @@ class SourceSide(Side):
     _decided = False
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
+    _slowed = False
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -179,8 +180,7 @@ class SourceSide(Side):
         return self._told(shipped)
 
     def _told(self, shipped: Shipped) -> dict[str, Any]:
-        shipper = self._data()
-        return {**asdict(shipped), "wire_bytes": shipper.wire_bytes, "packed_bytes": shipper.packed_bytes}
+        return {**asdict(shipped), "wire_bytes": self._data().wire_bytes}
 
     def _progress(self) -> Callable[[int, int], None]:
         """Return what tells how far something is; it may be called often."""
@@ -229,11 +229,9 @@ class SourceSide(Side):
                 passed.update(held.event("passed", 0))
             return passed.get("written_bytes")
 
-        waited_s = self._data().waited_s
         shipped = self._stream_memory(whole, expected_bytes)
         told = {k: passed[k] for k in ("pages", "processes", "left_out")}
-        waited_s = self._data().waited_s - waited_s
-        return {**shipped, **told, "seconds": time.monotonic() - started, "waited_seconds": waited_s}
+        return {**shipped, **told, "seconds": time.monotonic() - started, "link_rate": self._data().link_rate}
 
     def throttle(self, percent: int) -> dict[str, Any]:
         """Leave the container so many percent of the CPU time that it took, until it is frozen or the move is over.
@@ -241,18 +239,15 @@ class SourceSide(Side):
         Says to how many processors' time that is; None where it cannot be done, and why.
         """
         held = self._hold()
-        (places.working(self._migration()) / _SLOWED).touch()
+        self._slowed = True
         held.say(f"throttle {int(percent)}")
         told = held.event("throttled", _HOLD_READY_S)
         return {"cpus": told["cpus"], "reason": told.get("reason", "")}
 
     def _speed_up(self) -> None:
         """Put back what a checkpoint that was killed cannot any more. Idempotent. Raises: RuntimeFailed."""
-        slowed = places.working(self._migration()) / _SLOWED
-        if slowed.exists():
-            if command.state(self._container) is not None:
-                command.run("update", self._container)
-            slowed.unlink()
+        if self.look() != "gone":
+            command.run("update", self._container)
 
     def _stream_memory(self, whole: Callable[[float], int | None], expected_bytes: int) -> dict[str, Any]:
         if self._memory_fd is None:
@@ -357,15 +352,16 @@ class SourceSide(Side):
     def abort(self) -> None:
         """Let go of what is held: the container runs on. Idempotent. Raises: RuntimeFailed."""
         self._close_memory()  # who writes there would wait for ever
-        if self._held is None:
-            return
-        self._held.say("abort")
-        ended = self._held.end()
-        self._held = None
-        self._speed_up()
-        if not ended and self.look() == "frozen":
-            # It had to be killed before it could thaw what it had frozen.
-            command.run("resume", self._container)
+        if self._held is not None:
+            self._held.say("abort")
+            ended = self._held.end()
+            self._held = None
+            if not ended and self.look() == "frozen":
+                # It had to be killed before it could thaw what it had frozen.
+                command.run("resume", self._container)
+        if self._slowed:
+            self._speed_up()
+            self._slowed = False
 
     def take_over(self, migration_id: str, coordinator: str, wait_s: float) -> dict[str, Any]:
         """Take on a move that was left behind, when all that it had here has ended.
@@ -389,12 +385,12 @@ class SourceSide(Side):
         except BaseException:
             self._leave()
             raise
-        state = self.look()
-        if state != "gone":
+        # It does not stand in the way of all else: the next `runtime update` puts it back, too.
+        with contextlib.suppress(RuntimeFailed):
             self._speed_up()
         return {
             "decision": left.decision,
-            "state": state,
+            "state": self.look(),
             "plan": plan,
             "was_released": left.was_released,
             "ran_on": left.ran_on,

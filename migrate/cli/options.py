@@ -23,12 +23,12 @@ def milliseconds(text: str) -> float:
 
 def bandwidth(text: str) -> float:
     """Read a rate; return it in bytes a second, 0 for none. Raises: click.BadParameter."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg]?)(i?)(bit|b)?(?:/s|ps)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)(i?)(bit|B)?(?:/s)?", text.strip())
     if found is None:
         raise click.BadParameter(f"{text!r} is no rate such as 50M, 80MiB or 800Mbit (a second)")
     steps = "kmg".find(found[2].lower()) + 1 if found[2] else 0
     unit: int = (1024 if found[3] else 1000) ** steps
-    rate = float(found[1]) * unit / (8 if (found[4] or "").lower() == "bit" else 1)
+    rate = float(found[1]) * unit / (8 if found[4] == "bit" else 1)
     if 0 < rate < _LEAST_RATE:
         raise click.BadParameter(f"{text!r} is less than {_LEAST_RATE} bytes a second: a move would hardly end")
     return rate

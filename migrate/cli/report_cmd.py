@@ -30,7 +30,7 @@ def command(migration_id: str, html: Path | None, source: str, as_json: bool, re
         raise MigrateError(f"{migration_id} has no report on this host", hint="its source has it, when it is over")
     if html is not None:
         try:
-            html.write_text(page(tell(report)))
+            html.write_text(page(tell(report)), encoding="utf-8")
         except OSError as e:
             raise MigrateError(f"cannot write {html}: {e.strerror}") from e
     elif not as_json:

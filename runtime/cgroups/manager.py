@@ -235,8 +235,14 @@ class Manager:
         return stats.v1(*(self._directory(name) or nowhere for name in names))
 
     def cpu_used_ns(self) -> int:
-        """Return the processors' time that the container has taken. Units: nanoseconds."""
-        return int(self.stats()["cpu"]["usage"]["total"])
+        """Return the processors' time that the container has taken. Units: nanoseconds. Raises: ContainerError."""
+        directory = self._directory("cpuacct")
+        try:
+            if directory is not None:
+                return int((directory / "cpuacct.usage").read_text())
+            return stats.v2_cpu_used_ns(self._cpu())
+        except (OSError, KeyError, ValueError) as e:
+            raise Unsupported("this host does not tell how much CPU time the container takes") from e
 
     def cpu_quota(self) -> tuple[int, int]:
         """Return the processors' time that the container may take in each period, -1 for any, and the period.

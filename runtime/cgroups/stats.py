@@ -128,6 +128,11 @@ def _v2_io(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def v2_cpu_used_ns(directory: Path) -> int:
+    """Return the processors' time that a v2 cgroup has taken. Raises: OSError, KeyError."""
+    return _table(directory / "cpu.stat")["usage_usec"] * 1000
+
+
 def oom_kills(v1_memory: Path | None, v2_directory: Path | None) -> int:
     """Return how often the kernel killed a process of the container for want of memory."""
     if v1_memory is not None:

@@ -6,6 +6,7 @@ one that has to do with the container's limits puts it back.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -23,7 +24,10 @@ class Throttle:
 
     def __init__(self, manager: Manager, note: Path) -> None:
         self._manager, self._note = manager, note
-        self._began, self._used_ns = time.monotonic(), manager.cpu_used_ns()
+        self._began = time.monotonic()
+        self._used_ns: int | None = None
+        with contextlib.suppress(ContainerError):  # `to` says so, when it is asked for
+            self._used_ns = manager.cpu_used_ns()
         self._cpus: float | None = None
 
     def to(self, percent: int) -> float:
@@ -32,12 +36,15 @@ class Throttle:
         Raises: ContainerError.
         """
         if self._cpus is None:
-            elapsed_ns = max((time.monotonic() - self._began) * 1e9, 1.0)
-            self._cpus = max((self._manager.cpu_used_ns() - self._used_ns) / elapsed_ns, _LEAST_CPUS)
+            used_ns = self._manager.cpu_used_ns() - (self._used_ns or 0)
+            self._cpus = max(used_ns / max((time.monotonic() - self._began) * 1e9, 1.0), _LEAST_CPUS)
         now_us, period_us = self._manager.cpu_quota()
         was_us, ours = _read(self._note) or (now_us, [])
+        if now_us not in ours:
+            was_us, ours = now_us, []  # somebody else has set it meanwhile
         quota_us = max(int(self._cpus * period_us * percent / 100), _LEAST_QUOTA_US)
         if 0 <= was_us <= quota_us:
+            self.lift()
             return was_us / period_us
         # Both are ours until the new one is set.
         _write(self._note, was_us, [*ours[-1:], quota_us])
@@ -68,7 +75,7 @@ def _read(note: Path) -> tuple[int, list[int]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ContainerError(
-            f"{note} cannot be read: {e}", hint="runtime update --cpu-quota sets the limit; remove the file then"
+            f"{note} cannot be read: {e}", hint="remove it, then set the limit: runtime update --cpu-quota"
         ) from e
 
 

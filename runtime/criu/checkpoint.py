@@ -64,17 +64,20 @@ def checkpoint(
         throttle = Throttle(container.manager(), container.throttle_note())
         try:
             # Others may use the container meanwhile: it is not locked yet, and CRIU has not looked at it.
-            words = {
-                "pass": lambda _: _one_pass(container, controller, follow),
-                "throttle": lambda rest: _slow(controller, throttle, rest),
-            }
-            if not controller.wait_go("prepare", before=words):
+            if not controller.wait_go("prepare", before=_words(container, controller, follow, throttle)):
                 raise HoldAborted(f"checkpoint of {container.id} was aborted before it began")
             return _checkpoint(container, options, controller, at_rest, follow, throttle)
         finally:
             # Of a container that was deleted nothing is left to put back.
             with contextlib.suppress(ContainerError):
                 throttle.lift()
+
+
+def _words(container: Container, controller: Controller, follow: Follow, throttle: Throttle) -> dict[str, Callable[[str], None]]:
+    return {
+        "pass": lambda _: _one_pass(container, controller, follow),
+        "throttle": lambda percent: _slow(controller, throttle, percent),
+    }
 
 
 def _one_pass(container: Container, controller: Controller, follow: Follow) -> None:
@@ -337,7 +340,7 @@ class _Dump:
     def _freeze(self) -> None:
         if self._controller is not None:
             self._controller.say("ready")
-            if not self._controller.wait_go(before={} if self.follow is None else {"pass": lambda _: self._one_pass()}):
+            if not self._controller.wait_go(before=self._words()):
                 raise HoldAborted(f"checkpoint of {self._container.id} was aborted before it began")
         self._thaw = self._begun = True
         self._container.being_dumped(self._known_locks)
@@ -349,9 +352,11 @@ class _Dump:
         if self.follow is not None:
             self.follow.begin_last()
 
-    def _one_pass(self) -> None:
-        assert self.follow is not None and self._controller is not None
-        _one_pass(self._container, self._controller, self.follow)
+    def _words(self) -> dict[str, Callable[[str], None]]:
+        """Return what else a controller may say before it says go."""
+        if self.follow is None or self._throttle is None or self._controller is None:
+            return {}
+        return _words(self._container, self._controller, self.follow, self._throttle)
 
     def _serve(self) -> None:
         """CRIU waits for the other side to fetch the memory. From here on a copy may run there: this one must not."""

@@ -25,7 +25,7 @@ def simulate(
     size = memory
     allowance, since = 100, 0
     while not verdicts or verdicts[-1].next in (Next.AGAIN, Next.THROTTLE):
-        passes.append(Pass(int(size), size / rate))
+        passes.append(Pass(int(size), size / rate, passes[-1].seconds if passes else None))
         verdicts.append(judge(passes, Limits(max_downtime_ms, FIXED_MS, policy), allowance, since))
         size = min(dirty * allowance / 100 * passes[-1].seconds, working_set or memory)
         if verdicts[-1].next == Next.THROTTLE:
@@ -72,6 +72,35 @@ def test_a_small_set_that_is_written_to_all_the_time() -> None:
     verdicts = simulate(1 << 30, 100e6, 500e6, 300, working_set=64 << 20)
     assert 3 <= len(verdicts) <= 6
     assert verdicts[-1].predicted_ms < 900
+
+
+@pytest.mark.parametrize(("policy", "end"), [(Diverge.THROTTLE, Next.FREEZE), (Diverge.ABORT, Next.ABORT)])
+def test_less_than_a_freeze_costs_anyway(policy: Diverge, end: Next) -> None:
+    """Nothing is gained by slowing a container down whose memory is not what takes the time."""
+    verdicts = simulate(1 << 30, 100e6, 2e6, 50, policy=policy)
+    assert verdicts[-1].next == end and "next to nothing is left" in verdicts[-1].reason
+    assert not [v for v in verdicts if v.next == Next.THROTTLE]
+
+
+def test_a_slow_fall_is_a_fall() -> None:
+    """What a freeze costs anyway does not hide that there is less and less to send."""
+    verdicts = simulate(1 << 30, 100e6, 80e6, 110, policy=Diverge.ABORT)
+    assert verdicts[-1].next == Next.FREEZE, verdicts[-1]
+
+
+def test_after_a_while() -> None:
+    """What was seen some time ago is not compared with: more has changed meanwhile."""
+    passes = [Pass(1 << 30, 10.0), Pass(10 << 20, 0.1, 10.0), Pass(200 << 20, 2.0, 60.0)]
+    assert judge(passes, Limits(300, FIXED_MS, Diverge.ABORT), since=2).next == Next.AGAIN
+
+
+def test_a_limit_does_not_hold_in_the_freeze() -> None:
+    """With 10 MB a second allowed on a way that carries 100, 20 MB take 200 ms when nothing holds them up."""
+    passes = [Pass(1 << 30, 107.0, None, 100e6), Pass(20_000_000, 2.0, 2.0, 100e6)]
+    assert judge(passes, Limits(400, FIXED_MS)).predicted_ms == pytest.approx(300)
+    assert judge([Pass(1 << 30, 107.0), Pass(20_000_000, 2.0, 2.0)], Limits(400, FIXED_MS)).predicted_ms == pytest.approx(
+        2100, rel=0.01
+    )
 
 
 def test_next_to_nothing() -> None:

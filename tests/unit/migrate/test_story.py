@@ -30,7 +30,7 @@ def report() -> dict[str, Any]:
     document["frozen_at_ms"] = 1500.0
     sent = {"content_bytes": 64 << 20, "seconds": 0.3, "predicted_ms": 800.0, "reason": ""}
     last = {"content_bytes": 1 << 20, "seconds": 0.02, "predicted_ms": 120.0, "reason": "a downtime of 120 ms is predicted"}
-    document["details"] = {"precopy": {"memory": [sent, last, {"content_bytes": 4096, "seconds": 0.01}]}}
+    document["iterations"] = [sent, last, {"content_bytes": 4096, "seconds": 0.01}]
     return document
 
 
