@@ -31,11 +31,12 @@ from runtime.criu.request import LAZY_LOG
 from runtime.errors import ContainerError, CriuError
 from runtime.files import close_all
 from runtime.linux import sockdiag
-from runtime.linux.process import KCMP_FILE, kcmp, pidfd_getfd, pidfd_open
+from runtime.linux.process import KCMP_FILE, kcmp, pidfd_getfd, pidfd_open, set_name, spare_from_oom
 from runtime.memory.filler import Filler
 from runtime.memory.passes import Passes
 
 SOCKET = "lazy-pages.socket"
+NAME = "runtime:memory"
 _KEPT = b"k"
 _READY_TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.005
@@ -226,6 +227,9 @@ class LazyPages:
 
     def _supervise(self, sock: socket.socket) -> None:
         try:
+            # With both of us gone the programs would run on with zeros. The daemon, our child, has it from us.
+            set_name(NAME)
+            spare_from_oom()
             # Locks, the control descriptor, CRIU's socket: whoever waits for their ends is not to wait for the drain.
             os.closerange(3, sock.fileno())
             os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -23,6 +24,8 @@ __all__ = [
     "pidfd_send_signal",
     "prctl",
     "reset_signals",
+    "set_name",
+    "spare_from_oom",
 ]
 
 
@@ -42,6 +45,21 @@ def die_with_parent() -> None:
 def no_new_privs() -> None:
     """Give up gaining privileges by execve, for good. Source: PR_SET_NO_NEW_PRIVS."""
     prctl(const.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_name(name: str) -> None:
+    """Set what `ps -o comm` shows of this thread, at most 15 bytes. Source: PR_SET_NAME."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(const.PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def spare_from_oom() -> None:
+    """Have the kernel kill any other process first when memory runs out, as far as we may. Source: proc_pid_oom_score_adj(5)."""
+    for score in ("-1000", "0"):
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
+            f.write(score)
+            f.flush()
+            return
 
 
 def pidfd_open(pid: int) -> int:

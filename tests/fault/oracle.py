@@ -65,9 +65,14 @@ class World:
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         self.at = ""
+        self.pre_copy = False  # whether the memory is sent while the container runs
         self._witnesses = {host: Witness(bed, host) for host in HOSTS}
         self.clean: dict[str, dict[str, list[str]]] = {}
         self.begin()
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return (*FLAGS, "--pre-copy", "always") if self.pre_copy else FLAGS
 
     def begin(self) -> None:
         """Have the container run on host1, anew, and nothing else anywhere."""
@@ -85,7 +90,7 @@ class World:
         self.counts()
 
     def end_agents(self, host: str) -> None:
-        for kind in ("agent", "runtime", "criu"):
+        for kind in ("agent", "runtime", "memory", "criu"):
             for pid in self.processes(host, kind):
                 os.kill(pid, signal.SIGKILL)
 
@@ -146,7 +151,10 @@ class World:
             assert list(containers) == ([NAME] if host == self.at else []), f"containers on {host}: {containers}"
             assert self.bed.path(host, BUNDLE).exists() == (host == self.at), f"the bundle on {host}"
             assert self.unfinished(host) == [], f"moves that are not over on {host}: {self.unfinished(host)}"
-            left = [f"{k} {p}" for k in ("agent", "runtime", "criu") for p in self.processes(host, k)]
+            deadline = time.monotonic() + 30
+            while self.processes(host, "memory") and time.monotonic() < deadline:
+                time.sleep(0.05)
+            left = [f"{k} {p}" for k in ("agent", "runtime", "memory", "criu") for p in self.processes(host, k)]
             assert left == [], f"processes on {host}: {left}"
             now = self._inventory(host)
             if host != self.at:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from tests.fault.oracle import BUNDLE, ENV, FLAGS, NAME, World
+from tests.fault.oracle import BUNDLE, ENV, NAME, World
 from tests.helpers.bed import ROOT, Bed
 from tests.helpers.stopped import Running, Stopped
 
@@ -180,7 +180,7 @@ def run(case: Case, fault: Callable[[Case, Stopped], None], after_s: float | Non
 def _strike(case: Case, fault: Callable[[Case, Stopped], None], ticks: BinaryIO | None, after_s: float | None) -> str:
     world = case.world
     verb, here, there = ("pull", case.target, case.source) if case.pulled else ("move", case.source, case.target)
-    command = ("migrate", verb, "--json", *FLAGS, NAME, there)
+    command = ("migrate", verb, "--json", *world.flags, NAME, there)
     if after_s is None:
         move = Stopped(world.bed, here, case.place, *command, env=ENV)
     else:

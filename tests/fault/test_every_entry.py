@@ -1,7 +1,8 @@
 """Every fault at every entry of a move's journal, before and after it; then recovery, then the oracle.
 
 The entries are those that a real move passes, read from one; nothing here lists them. FERRY_FAULTS names the classes to run (all, or
-a comma-separated list); without it one class is run, which one goes round with the number of commits.
+a comma-separated list); without it one class is run, which one goes round with the number of commits. With +pre-copy behind its
+name the memory is sent while the container runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.memory.tracker import supported
 from tests.fault.oracle import World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 from tests.helpers.bed import commits
@@ -21,24 +23,32 @@ from tests.helpers.bed import commits
 pytestmark = [pytest.mark.ferry, pytest.mark.timeout(7200)]
 
 
+_PRE_COPY = "+pre-copy"
+
+
 def _chosen() -> list[str]:
     asked = os.environ.get("FERRY_FAULTS", "")
+    every = [name + way for way in ("", *([_PRE_COPY] if supported() else [])) for name in CLASSES]
     if asked == "all":
-        return list(CLASSES)
+        return every
     if asked:
         return asked.split(",")
-    return [list(CLASSES)[commits() % len(CLASSES)]]
+    return [every[commits() % len(every)]]
 
 
 @pytest.mark.parametrize("name", _chosen())
-def test_every_entry(world: World, places: list[str], name: str, record_property: Callable[[str, object], None]) -> None:
+def test_every_entry(
+    world: World, places: Callable[[], list[str]], name: str, record_property: Callable[[str, object], None]
+) -> None:
     """Go on to the next place when one fails: the whole table is worth more than the first failure."""
     outcomes: dict[str, int] = {}
     failures = []
-    for place in places:
+    world.pre_copy = name.endswith(_PRE_COPY)
+    fault, passed = CLASSES[name.removesuffix(_PRE_COPY)], places()
+    for place in passed:
         case = Case(world, world.at, other(world.at), place, *reached(place))
         try:
-            outcome = run(case, CLASSES[name])
+            outcome = run(case, fault)
         except (AssertionError, subprocess.SubprocessError, OSError, ValueError, KeyError) as e:
             outcome = "FAILED"
             failures.append(f"{name} at {place}: {str(e).strip()[:1500]} {case.notes}")
@@ -48,7 +58,7 @@ def test_every_entry(world: World, places: list[str], name: str, record_property
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
         print(f"{name:24} {place:26} {outcome}{': ' + failures[-1] if outcome == 'FAILED' else ''}", flush=True)
     words = ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
-    print(f"fault cases: {name}: {len(places)} run: {words}")
-    Path(os.environ.get("FERRY_FAULT_TABLE", os.devnull)).open("a").write(f"{name}: {len(places)} run: {words}\n")
+    print(f"fault cases: {name}: {len(passed)} run: {words}")
+    Path(os.environ.get("FERRY_FAULT_TABLE", os.devnull)).open("a").write(f"{name}: {len(passed)} run: {words}\n")
     record_property("outcomes", json.dumps(outcomes))
     assert not failures, "\n\n".join(failures)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
+from runtime.memory.tracker import supported
 from tests.fault.oracle import World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 
@@ -17,7 +19,7 @@ ANY_MOMENT = [name for name in CLASSES if not name.endswith("reboots")]
 LONGEST_S = 12.0
 
 
-def test_soak(world: World, places: list[str], request: pytest.FixtureRequest) -> None:
+def test_soak(world: World, places: Callable[[], list[str]], request: pytest.FixtureRequest) -> None:
     seed = request.config.getoption("--soak-seed")
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     print(f"\nsoak: seed {seed}")
@@ -26,14 +28,15 @@ def test_soak(world: World, places: list[str], request: pytest.FixtureRequest) -
     outcomes: Counter[str] = Counter()
     while time.monotonic() < until:
         pulled = chance.random() < 0.3
+        world.pre_copy = chance.random() < 0.5 and supported()
         if chance.random() < 0.5:
-            name, place, after_s = chance.choice(list(CLASSES)), chance.choice(places), None
+            name, place, after_s = chance.choice(list(CLASSES)), chance.choice(places()), None
             case = Case(world, world.at, other(world.at), place, *reached(place), pulled=pulled)
         else:
             name, after_s = chance.choice(ANY_MOMENT), round(chance.uniform(0, LONGEST_S), 2)
             place = f"{after_s} s"
             case = Case(world, world.at, other(world.at), place, dumped=False, decided=False, released=False, pulled=pulled)
-        said = f"soak: {sum(outcomes.values()) + 1} {'pulled' if pulled else 'moved'} from {case.source}: {name} at {place}"
+        said = f"soak: {sum(outcomes.values()) + 1} {'pulled' if pulled else 'moved'}{' with pre-copy' if world.pre_copy else ''} from {case.source}: {name} at {place}"
         try:
             outcome = run(case, CLASSES[name], after_s)
         except BaseException:

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from runtime.criu.lazy import NAME as MEMORY
+
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = "/var/lib/ferry/bundles"
 # Empty directories of Ferry's own and CRIU's note on the kernel are no remains of a move.
@@ -81,10 +83,13 @@ class Bed:
         return int((self.directory / host / "pid").read_text().split()[0])
 
     def processes(self, host: str, kind: str) -> list[int]:
-        """Return the processes of a host, by their pids on this machine: agents, holders of the runtime, or CRIU."""
+        """Return the processes of a host, by their pids on this machine.
+
+        The kinds are agents, holders of the runtime, CRIU, and what gives a restored container its memory.
+        """
         # CRIU and its holder are in mount namespaces below the host's: what tells hosts apart is the UTS namespace.
         uts = os.readlink(f"/proc/{self.pid_of(host)}/ns/uts")
-        words = {"agent": (b"migrate.agent", b"agent"), "runtime": (b"--hold",), "criu": (b"swrk",)}[kind]
+        words = {"agent": (b"migrate.agent", b"agent"), "runtime": (b"--hold",), "memory": (b"--hold",), "criu": (b"swrk",)}[kind]
         title = b"criu: "  # which CRIU gives itself, with what it is doing
         found = []
         for entry in os.listdir("/proc"):
@@ -92,7 +97,10 @@ class Bed:
                 if not entry.isdigit() or os.readlink(f"/proc/{entry}/ns/uts") != uts:
                     continue
                 argv = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                gives_memory = Path(f"/proc/{entry}/comm").read_text().strip() == MEMORY
             except OSError:
+                continue
+            if gives_memory != (kind == "memory"):
                 continue
             if (kind == "criu" and any(a.startswith(title) for a in argv)) or (
                 any(w in argv for w in words) and (kind != "agent" or b"python" in argv[0])
