@@ -26,7 +26,11 @@ from migrate.wire_pb2 import EndOfFile, Entry, Frame, Segment
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def scan(root: Path) -> Manifest:
+# Called with each directory, open, and its path, before what is in it is looked at.
+OnDirectory = Callable[[int, bytes], None]
+
+
+def scan(root: Path, on_directory: OnDirectory = lambda fd, path: None) -> Manifest:
     """Look at a whole tree; entries that vanish meanwhile are left out.
 
     Raises: TransferFailed when the root cannot be read.
@@ -37,10 +41,40 @@ def scan(root: Path) -> Manifest:
     except OSError as e:
         raise TransferFailed(f"cannot read {root}: {e.strerror}") from e
     try:
+        on_directory(fd, b".")
         manifest[b"."] = _item(b".", os.fstat(fd))
-        _scan(fd, b"", os.fstat(fd).st_dev, manifest)
+        _scan(fd, b"", os.fstat(fd).st_dev, manifest, on_directory)
     finally:
         os.close(fd)
+    return manifest
+
+
+def look_at(root: Path, path: bytes, below: bool, on_directory: OnDirectory = lambda fd, path: None) -> Manifest:
+    """Look at one entry of a tree, and with `below` at all that is below it; empty when it is not there.
+
+    Raises: TransferFailed when it cannot be read.
+    """
+    manifest: Manifest = {}
+    try:
+        root_fd = os.open(root, _DIRECTORY)
+    except OSError as e:
+        raise TransferFailed(f"cannot read {root}: {e.strerror}") from e
+    try:
+        if path == b".":
+            manifest[path] = _item(path, os.fstat(root_fd))
+            return manifest
+        with _opened_parent(root_fd, path) as (parent, name):
+            # What is mounted over a directory on the way is not in the tree.
+            device = os.fstat(root_fd).st_dev
+            if os.fstat(parent).st_dev == device:
+                _look(parent, name, path, device, manifest, on_directory if below else None)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:
+        if e.errno != errno.ELOOP:
+            raise TransferFailed(f"cannot read {os.fsdecode(path)}: {e.strerror}") from e
+    finally:
+        os.close(root_fd)
     return manifest
 
 
@@ -52,26 +86,33 @@ def _item(path: bytes, st: os.stat_result) -> Item:
     )  # fmt: skip
 
 
-def _scan(fd: int, prefix: bytes, device: int, manifest: Manifest) -> None:
+def _scan(fd: int, prefix: bytes, device: int, manifest: Manifest, on_directory: OnDirectory) -> None:
     with os.scandir(fd) as entries:
         names = sorted(os.fsencode(e.name) for e in entries)
     for name in names:
         path = prefix + name
         try:
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISDIR(st.st_mode) and st.st_dev == device:
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
-                try:
-                    manifest[path] = _item(path, os.fstat(below))
-                    _scan(below, path + b"/", device, manifest)
-                finally:
-                    os.close(below)
-            else:  # of a mount point the directory goes, but not what is mounted there
-                manifest[path] = _item(path, st)
+            _look(fd, name, path, device, manifest, on_directory)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as e:
             raise TransferFailed(f"cannot read {os.fsdecode(path)}: {e.strerror}") from e
+
+
+def _look(parent: int, name: bytes, path: bytes, device: int, manifest: Manifest, on_directory: OnDirectory | None) -> None:
+    """Add an entry, and with `on_directory` what is below it. Raises: OSError."""
+    st = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    # Of a mount point the directory goes, but not what is mounted there.
+    if on_directory is None or not stat.S_ISDIR(st.st_mode) or st.st_dev != device:
+        manifest[path] = _item(path, st)
+        return
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        on_directory(fd, path)
+        manifest[path] = _item(path, os.fstat(fd))
+        _scan(fd, path + b"/", device, manifest, on_directory)
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager
