@@ -288,6 +288,28 @@ def shared_mappings(init_pid: int) -> set[tuple[int, int]]:
     return found
 
 
+def open_for_writing(init_pid: int) -> set[tuple[int, int]]:
+    """Return (device, inode) of every regular file that a process of a container has open for writing."""
+    found = set()
+    for process in _family(init_pid):
+        try:
+            entries = list(os.scandir(process / "fd"))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                st = entry.stat()
+                if not stat.S_ISREG(st.st_mode):
+                    continue
+                lines = (process / "fdinfo" / entry.name).read_text().splitlines()
+            except OSError:
+                continue
+            flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), os.O_RDWR)
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                found.add((st.st_dev, st.st_ino))
+    return found
+
+
 def _moved_by(container: str) -> str:
     """Return the id of the move that holds a container's lock, "" when none does."""
     holder = locks.holder(container)

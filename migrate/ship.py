@@ -7,7 +7,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Item, Manifest
 from migrate.outlet import Compress, Outlet
-from migrate.rootfs import GrowingFile, StreamedFile, TreeSender, scan
+from migrate.rootfs import GrowingFile, StreamedFile, TreeSender
 from migrate.transport.local import FdStream
+from migrate.tree import Inode, Tree
 from migrate.wire import PIECE_BYTES, Wire, greet, read_object
 from migrate.wire_pb2 import Call, EndOfTree, Entry, Frame
 
@@ -38,6 +39,8 @@ class Shipped:
     removed: int
     content_bytes: int
     seconds: float
+    look_seconds: float = 0.0
+    whole: str = ""  # why all of the tree was looked at, where it need not be
 
 
 class Shipper:
@@ -55,6 +58,7 @@ class Shipper:
             self._stream.close()
             raise
         self._known: dict[str, Manifest] = {}
+        self._again: dict[str, set[bytes]] = {}
         self._streamed: dict[str, set[bytes]] = {}
 
     @property
@@ -90,16 +94,33 @@ class Shipper:
         self._call(verb, arguments)
         return self._answer()
 
-    def send_tree(self, root: Path, target_root: str, on_progress: OnProgress) -> Shipped:
+    def send_tree(
+        self,
+        tree: Tree,
+        target_root: str,
+        on_progress: OnProgress,
+        mapped: Collection[Inode] = (),
+        opened: Collection[Inode] = (),
+    ) -> Shipped:
         """Make the target's copy of a tree equal to what it is now; from the second time on only differences go.
+
+        What is `mapped` may be written to without a trace, and is sent again in any case; what is `opened` is looked at again.
 
         Raises: TransferFailed, ConnectionLost; the target says why it cannot write.
         """
         started = time.monotonic()
-        now = scan(root)
-        for path in self._streamed.get(target_root, ()):
-            now.pop(path, None)
-        difference = manifest.delta(self._known.get(target_root, {}), now)
+        touched = tree.look({*mapped, *opened})
+        known = self._known.setdefault(target_root, {})
+        for path in tree.names_of(mapped):
+            known.pop(path, None)
+        left_out = self._streamed.get(target_root, set())
+        if touched is None or not known:
+            difference = manifest.delta(known, {p: i for p, i in tree.items.items() if p not in left_out})
+        else:
+            touched |= self._again.get(target_root, set())
+            before = {p: known[p] for p in touched if p in known}
+            difference = manifest.delta(before, {p: tree.items[p] for p in sorted(touched - left_out) if p in tree.items})
+        looked = time.monotonic()
         self._call("receive_tree", {"root": target_root})
         told, total = started, difference.size_bytes
 
@@ -109,7 +130,9 @@ class Shipper:
                 told = time.monotonic()
                 on_progress(sender.sent_bytes, total)
 
-        sender = TreeSender(self._outlet, root, on_bytes)
+        # Should this fail, it is not known what the target has.
+        del self._known[target_root]
+        sender = TreeSender(self._outlet, tree.root, on_bytes)
         try:
             for path in difference.remove:
                 sender.remove(path)
@@ -122,18 +145,17 @@ class Shipper:
             sender.close()
         answer = self._answer()
         if answer["content_bytes"] != sender.sent_bytes:
-            raise TransferFailed(f"the target got {answer['content_bytes']} of the {sender.sent_bytes} bytes of {root}")
+            raise TransferFailed(f"the target got {answer['content_bytes']} of the {sender.sent_bytes} bytes of {tree.root}")
+        for path in difference.remove:
+            known.pop(path, None)
+        known.update((item.path, item) for item in difference.send)
         # What vanished before it could be sent may be back, unchanged, at the next look.
+        self._again[target_root] = {item.path for item in vanished}
         for item in vanished:
-            now.pop(item.path, None)
-        self._known[target_root] = now
-        return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, time.monotonic() - started)
-
-    def distrust(self, target_root: str, inodes: set[tuple[int, int]]) -> None:
-        """Have the files of these (device, inode) sent again at the next look, whatever their times say."""
-        known = self._known.get(target_root, {})
-        for path in [p for p, item in known.items() if item.inode in inodes]:
-            del known[path]
+            known.pop(item.path, None)
+        self._known[target_root] = known
+        seconds = time.monotonic() - started
+        return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, seconds, looked - started, tree.reason)
 
     def stream_pages(self, images: Path, target_root: str, wait_end: Callable[[float], bool]) -> Shipped:
         """Send the memory of a checkpoint while CRIU writes it: the files pages-N.img, one after the other.

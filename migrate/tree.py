@@ -18,13 +18,13 @@ class Tree:
     `reason` tells why all of it is looked at each time, "" when it is not.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, watched: bool = True) -> None:
         self.root = root
         self.items: Manifest = {}
         self.reason = ""
         self._watch: Watch | None = None
         try:
-            self._watch = Watch(root)
+            self._watch = Watch(root) if watched else None
         except OSError as e:
             self.reason = f"the kernel does not tell what changes there: {e.strerror}"
         self._names: dict[Inode, set[bytes]] = {}

@@ -21,6 +21,7 @@ from migrate.outlet import Compress
 from migrate.recover import Decision
 from migrate.ship import Shipped, Shipper
 from migrate.transport.local import FdStream, ProcessStream, enlarge
+from migrate.tree import Tree
 from migrate.warm import warm
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
@@ -39,6 +40,7 @@ class SourceSide(Side):
     _bundle = ""
     _created = ""
     _pid = 0
+    _tree: Tree | None = None  # the bundle
     _decided = False
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
@@ -122,6 +124,9 @@ class SourceSide(Side):
 
     def _close_data(self) -> None:
         self._close_memory()
+        if self._tree is not None:
+            self._tree.close()
+            self._tree = None
         if self._shipper is not None:
             self._shipper.close()
             self._shipper = None
@@ -174,11 +179,6 @@ class SourceSide(Side):
             raise ProtocolError("there is no data connection")
         return self._shipper
 
-    def _ship(self, root: str, target_root: str) -> dict[str, Any]:
-        shipper = self._data()
-        shipped = shipper.send_tree(Path(root), target_root, self._progress())
-        return self._told(shipped)
-
     def _told(self, shipped: Shipped) -> dict[str, Any]:
         return {**asdict(shipped), "wire_bytes": self._data().wire_bytes}
 
@@ -200,7 +200,9 @@ class SourceSide(Side):
     def ship_bundle(self) -> dict[str, Any]:
         """Make the target's copy of the bundle equal to what it is now."""
         self._migration()
-        return self._ship(self._bundle, self._bundle)
+        if self._tree is None:
+            self._tree = Tree(Path(self._bundle))
+        return self._told(self._data().send_tree(self._tree, self._bundle, self._progress()))
 
     def follow(self, flags: list[str]) -> None:
         """Start the checkpoint so early that the memory can be sent while the container runs."""
@@ -289,9 +291,10 @@ class SourceSide(Side):
         held.event("frozen", _FROZEN_S)
         frozen = time.monotonic()
         self._data().hurry()
-        # A shared mapping is written to without a trace in the file's times: what is mapped so is always sent again.
-        self._data().distrust(self._bundle, probe.shared_mappings(self._pid))
-        delta = self._ship(self._bundle, self._bundle)
+        if self._tree is None:
+            raise ProtocolError("ship_bundle was not called")
+        mapped, opened = probe.shared_mappings(self._pid), probe.open_for_writing(self._pid)
+        delta = self._told(self._data().send_tree(self._tree, self._bundle, self._progress(), mapped, opened))
         shipped = time.monotonic()
         deadline = shipped + _DUMP_S
 
@@ -331,8 +334,8 @@ class SourceSide(Side):
 
     def ship_images(self) -> dict[str, Any]:
         """Send the rest of the checkpoint: all but its memory."""
-        images = str(places.images(self._migration()))
-        return self._ship(images, images)
+        images = places.images(self._migration())
+        return self._told(self._data().send_tree(Tree(images, watched=False), str(images), self._progress()))
 
     def decide(self) -> None:
         """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known."""

@@ -32,6 +32,7 @@ from migrate.rootfs import TreeReceiver
 from migrate.session import Session
 from migrate.ship import Shipper
 from migrate.transport.local import FdStream
+from migrate.tree import Tree
 from migrate.wire import MAX_FRAME_BYTES, Wire
 from migrate.wire_pb2 import Call, EndOfFile, EndOfTree, Entry, Event, Failure, Frame, Hello, Reply, Segment
 
@@ -335,7 +336,7 @@ def test_a_source_and_answers_that_lie(world: Path, data: bytes) -> None:
     (tree / "file").write_bytes(b"x" * 100_000)
     with hearing(HELLO + data) as stream, contextlib.suppress(MigrateError):
         shipper = Shipper(stream, "host2")
-        shipper.send_tree(tree, "/anywhere", lambda sent, total: None)
+        shipper.send_tree(Tree(tree, watched=False), "/anywhere", lambda sent, total: None)
 
 
 @pytest.mark.parametrize("frame", [Frame(hello=Hello(protocol=PROTOCOL + 1)), Frame(call=Call(id=1, verb="ping")), Frame()])
