@@ -34,7 +34,7 @@ class Vms:
         """Run a command on a node and return what came of it."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, **kwargs}
         argv = [str(ROOT / "scripts/vms"), self.name, "ssh", node, shlex.join(args)]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, **options)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=900, check=False, **options)
 
     def ok(self, node: str, *args: str, **kwargs: Any) -> str:
         """Run a command that must succeed; return its output."""
