@@ -197,7 +197,7 @@ def test_a_bundle_with_a_long_name_and_memory_of_its_own(bed: Bed) -> None:
 
 
 def test_a_large_memory(bed: Bed) -> None:
-    code = "import time; m = bytearray(b'ferry' * (16 << 20)); n = 0\nwhile True: n += 1; m[n] = n % 251; open('/count', 'a').write(f'{n}\\n'); time.sleep(0.02)"
+    code = "import os, time; m = bytearray(os.urandom(80 << 20)); n = 0\nwhile True: n += 1; m[n] = n % 251; open('/count', 'a').write(f'{n}\\n'); time.sleep(0.02)"
     bundle = start_python(bed, code)
     wait_for(lambda: len(numbers(bundle / "rootfs/count")) > 3, "counting")
     report = bed.move("host1", NAME, "host2")
