@@ -9,6 +9,8 @@ from dataclasses import dataclass
 # looked is counted as changed next time, too. Coarse clocks tick every 4 to 10 ms.
 RACY_NS = 50_000_000
 
+Inode = tuple[int, int]  # device, number
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -22,7 +24,7 @@ class Item:
     rdev: int
     mtime_ns: int
     ctime_ns: int
-    inode: tuple[int, int]  # device, number
+    inode: Inode
     links: int
     seen_ns: int  # when we looked
 

@@ -18,6 +18,7 @@ from typing import Any
 from migrate import __version__, command, locks, places, records
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
+from migrate.manifest import Inode
 from migrate.warm import available_bytes
 
 _TOOLS_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -272,38 +273,38 @@ def _family(init_pid: int) -> list[Path]:
     return found
 
 
-def shared_mappings(init_pid: int) -> set[tuple[int, int]]:
-    """Return (device, inode) of every file that a process of a container has mapped shared and writable."""
-    found = set()
+def written(init_pid: int) -> tuple[set[Inode], set[Inode]]:
+    """Return the files that a container's processes may write to: by a shared mapping, and by an open descriptor."""
+    mapped: set[Inode] = set()
+    opened: set[Inode] = set()
     for process in _family(init_pid):
-        try:
-            lines = (process / "maps").read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[1][1] == "w" and fields[1][3] == "s" and fields[4] != "0":
-                major, minor = (int(n, 16) for n in fields[3].split(":"))
-                found.add((os.makedev(major, minor), int(fields[4])))
+        with contextlib.suppress(OSError):
+            mapped |= _shared_mappings(process)
+        with contextlib.suppress(OSError):
+            opened |= _open_for_writing(process)
+    return mapped, opened
+
+
+def _shared_mappings(process: Path) -> set[Inode]:
+    """Return every file that a process has mapped shared and writable. Raises: OSError."""
+    found = set()
+    for line in (process / "maps").read_text(errors="replace").splitlines():
+        fields = line.split()
+        if fields[1][1] == "w" and fields[1][3] == "s" and fields[4] != "0":
+            major, minor = (int(n, 16) for n in fields[3].split(":"))
+            found.add((os.makedev(major, minor), int(fields[4])))
     return found
 
 
-def open_for_writing(init_pid: int) -> set[tuple[int, int]]:
-    """Return (device, inode) of every regular file that a process of a container has open for writing."""
+def _open_for_writing(process: Path) -> set[Inode]:
+    """Return every regular file that a process has open for writing. Raises: OSError."""
     found = set()
-    for process in _family(init_pid):
-        try:
-            entries = list(os.scandir(process / "fd"))
-        except OSError:
-            continue
-        for entry in entries:
-            try:
-                st = entry.stat()
-                if not stat.S_ISREG(st.st_mode):
-                    continue
-                lines = (process / "fdinfo" / entry.name).read_text().splitlines()
-            except OSError:
+    for entry in list(os.scandir(process / "fd")):
+        with contextlib.suppress(OSError):
+            st = entry.stat()
+            if not stat.S_ISREG(st.st_mode):
                 continue
+            lines = (process / "fdinfo" / entry.name).read_text().splitlines()
             flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), os.O_RDWR)
             if flags & os.O_ACCMODE != os.O_RDONLY:
                 found.add((st.st_dev, st.st_ino))

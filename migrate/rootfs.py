@@ -36,16 +36,10 @@ def scan(root: Path, on_directory: OnDirectory = lambda fd, path: None) -> Manif
     Raises: TransferFailed when the root cannot be read.
     """
     manifest: Manifest = {}
-    try:
-        fd = os.open(root, _DIRECTORY)
-    except OSError as e:
-        raise TransferFailed(f"cannot read {root}: {e.strerror}") from e
-    try:
+    with _opened_root(root) as fd:
         on_directory(fd, b".")
         manifest[b"."] = _item(b".", os.fstat(fd))
         _scan(fd, b"", os.fstat(fd).st_dev, manifest, on_directory)
-    finally:
-        os.close(fd)
     return manifest
 
 
@@ -55,27 +49,34 @@ def look_at(root: Path, path: bytes, below: bool, on_directory: OnDirectory = la
     Raises: TransferFailed when it cannot be read.
     """
     manifest: Manifest = {}
+    with _opened_root(root) as fd:
+        st = os.fstat(fd)
+        if path == b".":
+            return {path: _item(path, st)}
+        try:
+            with _opened_parent(fd, path) as (parent, name):
+                # What is mounted over a directory on the way is not in the tree.
+                if os.fstat(parent).st_dev == st.st_dev:
+                    _look(parent, name, path, st.st_dev, manifest, on_directory if below else None)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as e:
+            if e.errno != errno.ELOOP:
+                raise TransferFailed(f"cannot read {os.fsdecode(path)}: {e.strerror}") from e
+    return manifest
+
+
+@contextlib.contextmanager
+def _opened_root(root: Path) -> Iterator[int]:
+    """Raises: TransferFailed when it cannot be opened."""
     try:
-        root_fd = os.open(root, _DIRECTORY)
+        fd = os.open(root, _DIRECTORY)
     except OSError as e:
         raise TransferFailed(f"cannot read {root}: {e.strerror}") from e
     try:
-        if path == b".":
-            manifest[path] = _item(path, os.fstat(root_fd))
-            return manifest
-        with _opened_parent(root_fd, path) as (parent, name):
-            # What is mounted over a directory on the way is not in the tree.
-            device = os.fstat(root_fd).st_dev
-            if os.fstat(parent).st_dev == device:
-                _look(parent, name, path, device, manifest, on_directory if below else None)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as e:
-        if e.errno != errno.ELOOP:
-            raise TransferFailed(f"cannot read {os.fsdecode(path)}: {e.strerror}") from e
+        yield fd
     finally:
-        os.close(root_fd)
-    return manifest
+        os.close(fd)
 
 
 def _item(path: bytes, st: os.stat_result) -> Item:

@@ -14,11 +14,11 @@ from typing import Any
 
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
-from migrate.manifest import Item, Manifest
+from migrate.manifest import Inode, Item, Manifest
 from migrate.outlet import Compress, Outlet
 from migrate.rootfs import GrowingFile, StreamedFile, TreeSender
 from migrate.transport.local import FdStream
-from migrate.tree import Inode, Tree
+from migrate.tree import Tree
 from migrate.wire import PIECE_BYTES, Wire, greet, read_object
 from migrate.wire_pb2 import Call, EndOfTree, Entry, Frame
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from migrate.manifest import RACY_NS, Item, Manifest
+from migrate.manifest import RACY_NS, Inode, Item, Manifest
 from migrate.rootfs import look_at, scan
 from migrate.watch import Change, Watch
-
-Inode = tuple[int, int]
 
 
 class Tree:
@@ -28,7 +26,6 @@ class Tree:
         except OSError as e:
             self.reason = f"the kernel does not tell what changes there: {e.strerror}"
         self._names: dict[Inode, set[bytes]] = {}
-        self._files: set[Inode] = set()  # what the last look found changed or gone
         # What changed so shortly before it was looked at that another change may not have shown.
         self._recent: set[bytes] = set()
 
@@ -52,12 +49,14 @@ class Tree:
         for path in self._recent | self.names_of(doubtful):
             changed.setdefault(path, Change())
         touched: set[bytes] = set()
-        self._files = set()
+        files: set[Inode] = set()
         for path in sorted(changed):
-            touched |= self._look_at(path, changed[path].is_new)
+            paths, inodes = self._look_at(path, changed[path].is_new)
+            touched |= paths
+            files |= inodes
         # All names of a file change together, also when one of them went.
-        for path in self.names_of(self._files | {self.items[p].inode for p in touched if p in self.items}) - touched:
-            touched |= self._look_at(path, False)
+        for path in self.names_of(files) - touched:
+            touched |= self._look_at(path, False)[0]
         self._recent = {p for p in touched if p in self.items and _is_recent(self.items[p])}
         return touched
 
@@ -98,28 +97,30 @@ class Tree:
             self.reason = f"the kernel does not tell what changes there: {e.strerror}"
             self.close()
 
-    def _look_at(self, path: bytes, is_new: bool) -> set[bytes]:
-        """Look at one path, and below it where it is a directory of which nothing is known; return what was touched."""
+    def _look_at(self, path: bytes, is_new: bool) -> tuple[set[bytes], set[Inode]]:
+        """Look at one path, and below it where it is a directory of which nothing is known.
+
+        Return the paths that were touched, and the files that are there, or were.
+        """
         before = self.items.get(path)
         known = before is not None and before.is_directory and not is_new
         now = look_at(self.root, path, not known, self._on_directory)
         still = known and path in now and now[path].is_directory
         gone = {p for p in self.items if p.startswith(path + b"/")} if before and before.is_directory and not still else set()
-        for old in gone | ({path} if before else set()):
-            self._forget(old)
+        files = {self._forget(old) for old in gone | ({path} if before else set())}
         for new, item in now.items():
             self.items[new] = item
             if item.is_file:
                 self._names.setdefault(item.inode, set()).add(new)
-        return gone | set(now) | {path}
+        return gone | set(now) | {path}, files | {item.inode for item in now.values()}
 
-    def _forget(self, path: bytes) -> None:
-        item = self.items.pop(path)
-        self._files.add(item.inode)
-        names = self._names.get(item.inode, set())
+    def _forget(self, path: bytes) -> Inode:
+        inode = self.items.pop(path).inode
+        names = self._names.get(inode, set())
         names.discard(path)
         if not names:
-            self._names.pop(item.inode, None)
+            self._names.pop(inode, None)
+        return inode
 
 
 def _is_recent(item: Item) -> bool:

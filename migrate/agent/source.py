@@ -293,7 +293,7 @@ class SourceSide(Side):
         self._data().hurry()
         if self._tree is None:
             raise ProtocolError("ship_bundle was not called")
-        mapped, opened = probe.shared_mappings(self._pid), probe.open_for_writing(self._pid)
+        mapped, opened = probe.written(self._pid)
         delta = self._told(self._data().send_tree(self._tree, self._bundle, self._progress(), mapped, opened))
         shipped = time.monotonic()
         deadline = shipped + _DUMP_S

@@ -8,18 +8,15 @@ import random
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from runtime.container.container import Container
-from runtime.container.store import Store
 from runtime.memory import records
 from tests.helpers.bundle import BundleMaker
+from tests.helpers.following import Following, restored
 from tests.helpers.memory import Memory, following, system
 from tests.helpers.oci import Oci, wait_for
 
@@ -113,81 +110,9 @@ class Shifting:
             assert answer.read_text().split()[1:3] == ["0", "0"], f"{name} has pages that are wrong"
 
 
-class Following:
-    """A checkpoint that is held and sends the memory, and what reads it: into memory-N.img in `place`."""
-
-    def __init__(self, oci: Oci, images: Path, place: Path) -> None:
-        self.images, self.place = images, place
-        place.mkdir()
-        self._read, write = os.pipe()
-        self._sock, theirs = socket.socketpair()
-        self._sock.settimeout(60)
-        argv = oci.argv("checkpoint", "--hold", "--control-fd", str(theirs.fileno()), "--memory-fd", str(write))
-        self.process = subprocess.Popen(
-            [*argv, "--image-path", images, "c"], pass_fds=(theirs.fileno(), write), stdin=null, stdout=null, stderr=null
-        )
-        theirs.close()
-        os.close(write)
-        self._file = self._sock.makefile("r")
-        self._reader = threading.Thread(target=self._pump, daemon=True)
-        self._reader.start()
-        oci.at_end.append(self.close)
-        assert self.event()["event"] == "following"
-
-    def _pump(self) -> None:
-        """Cut the stream at its ends."""
-        number = 1
-        with os.fdopen(self._read, "rb") as stream:
-            out = None
-            while head := stream.read(records.PAGE_BYTES):
-                out = out or (self.place / "arriving").open("wb")
-                regions = records.parse(head)
-                out.write(head + stream.read(sum(r.pages for r in regions) * records.PAGE_BYTES))
-                if not regions:
-                    out.close()
-                    (self.place / "arriving").rename(self.place / records.name(number))
-                    out, number = None, number + 1
-
-    def event(self) -> dict[str, Any]:
-        line = self._file.readline()
-        found: dict[str, Any] = json.loads(line) if line else {"event": "EOF"}
-        return found
-
-    def say(self, word: str, *expected: str) -> dict[str, Any]:
-        """Say a word; return the last of the events that must follow."""
-        self._sock.sendall(word.encode() + b"\n")
-        for name in expected:
-            event = self.event()
-            assert event["event"] == name, event
-        return event
-
-    def to_the_hold(self) -> dict[str, Any]:
-        self.say("prepare", "ready")
-        return self.say("go", "frozen", "held")
-
-    def finish(self) -> None:
-        """Commit, and put the images beside the memory."""
-        self.say("commit", "done")
-        assert self.close() == 0
-        for file in self.images.iterdir():
-            file.rename(self.place / file.name)
-
-    def close(self) -> int:
-        self._file.close()
-        self._sock.close()
-        status = self.process.wait(30)
-        self._reader.join(30)
-        return status
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     return tmp_path / "there"
-
-
-def restored(oci: Oci, bundle: Path, place: Path) -> None:
-    oci.ok("delete", "c")
-    oci.ok("restore", "--detach", "--image-path", place, "--bundle", bundle, "c", stdout=null, stderr=null)
 
 
 def test_only_what_changed_goes_again(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path) -> None:
@@ -435,70 +360,3 @@ def test_a_name_that_looks_like_another_line(oci: Oci, bundles: BundleMaker, tmp
     following.finish()
     restored(oci, memory.bundle, place)
     memory.ask()
-
-
-@pytest.fixture
-def spinning(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path) -> tuple[Path, Following]:
-    """A container that takes all the CPU time that it gets, followed."""
-    program = "open('/up', 'w')\nwhile True: pass"
-    bundle = bundles("/usr/bin/python3", "-c", program, change=system)
-    oci.detached(bundle, "c")
-    wait_for((bundle / "rootfs/up").exists, "the program", 60)
-    return bundle, Following(oci, tmp_path / "images", place)
-
-
-def quota(oci: Oci) -> int:
-    found, _ = Container(Store(oci.root), "c").manager().cpu_quota()
-    return found
-
-
-def test_it_is_slowed_down_and_is_not_when_it_is_dumped(oci: Oci, spinning: tuple[Path, Following]) -> None:
-    _, following = spinning
-    following.say("pass", "passed")
-    half = following.say("throttle 50", "throttled")["cpus"]
-    assert 0.01 < half < 0.8 and quota(oci) == pytest.approx(half * 100_000, abs=1)
-    tenth = following.say("throttle 10", "throttled")["cpus"]
-    assert tenth == pytest.approx(half / 5, rel=0.2)
-    manager = Container(Store(oci.root), "c").manager()
-
-    def takes() -> float:
-        used, began = manager.cpu_used_ns(), time.monotonic()
-        time.sleep(0.5)
-        return (manager.cpu_used_ns() - used) / 1e9 / (time.monotonic() - began)
-
-    # What was saved up before is used up first.
-    wait_for(lambda: takes() < 2 * tenth + 0.02, "its being slow")
-    following.to_the_hold()
-    assert quota(oci) == -1
-    following.finish()
-
-
-@pytest.mark.parametrize("way", ["abort", "gone", "killed"])
-def test_it_has_its_speed_back(oci: Oci, spinning: tuple[Path, Following], way: str) -> None:
-    """Also when whoever slowed it down is killed: whatever has to do with its limits next puts them back."""
-    _, following = spinning
-    oci.ok("update", "--cpu-quota", "150000", "c")
-    following.say("pass", "passed")
-    following.say("throttle 50", "throttled")
-    following.say("throttle 20", "throttled")
-    assert 0 < quota(oci) < 150_000
-    if way == "abort":
-        following.say("abort", "aborted")
-    elif way == "killed":
-        following.process.kill()
-    following.close()
-    if way == "killed":
-        assert 0 < quota(oci) < 150_000
-        oci.ok("update", "c")
-    assert quota(oci) == 150_000
-    assert not (oci.root / "c/throttle").exists()
-
-
-def test_what_somebody_else_has_set_meanwhile_stays(oci: Oci, spinning: tuple[Path, Following]) -> None:
-    _, following = spinning
-    following.say("pass", "passed")
-    following.say("throttle 20", "throttled")
-    oci.ok("update", "--cpu-quota", "70000", "c")
-    following.say("abort", "aborted")
-    following.close()
-    assert quota(oci) == 70_000
