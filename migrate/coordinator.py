@@ -55,6 +55,8 @@ class Survey:
             self.target = self._open(self.target_place)
             found = self.source.call("container", container=request.container, flags=request.criu_flags)["container"]
             self.container: ContainerFacts | None = None if found is None else facts.container_from_json(found)
+            if self.container is not None and self.container.network is not None and not request.tcp_close:
+                self._keep_connections(self.container)
             self.source_facts = _look(self.source, needs=self.container.needs.as_dict() if self.container else {})
             self.target_facts = _look(
                 self.target,
@@ -64,7 +66,7 @@ class Survey:
                 needs=self.container.needs.as_dict() if self.container else {},
             )
             self.route, unreached = self._route()
-        except (KeyError, TypeError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             self.close()
             raise MigrateError(f"a host sent facts that are none: {e}", hint="is the same version of Ferry on both hosts?") from e
         except BaseException:
@@ -72,7 +74,13 @@ class Survey:
             raise
         found_all = preflight.examine(request.container, self.source_facts, self.container, self.target_facts)
         found_all += preflight.route(self.source_facts.hostname, self.target_facts.hostname, unreached)
-        self.findings: list[Finding] = preflight.ignore(found_all, request.ignore)
+        self.findings: list[Finding] = preflight.ignore(found_all, self.request.ignore)
+
+    def _keep_connections(self, container: ContainerFacts) -> None:
+        """Its addresses move along, so that its connections can: nobody has to ask for that."""
+        self.request = replace(self.request, tcp_established=True)
+        kept = tuple(f for f in container.findings if f["code"] not in ("tcp-established", "tcp-address"))
+        self.container = replace(container, findings=kept)
 
     def _open(self, place: Place) -> Session:
         session = place.open(self.request.remote_command)

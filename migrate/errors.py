@@ -101,6 +101,12 @@ class RuntimeFailed(MigrateError):
     code = "runtime-failed"
 
 
+class NetworkFailed(MigrateError):
+    """A container's network could not be looked at, made, or joined to its host's."""
+
+    code = "network-failed"
+
+
 class TransferFailed(MigrateError):
     """Files could not be read, sent, written, or are not what was sent."""
 
@@ -158,7 +164,7 @@ _KINDS: dict[str, type[MigrateError]] = {
     c.__name__: c
     for c in (
         HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, HostUnfit, ConnectionLost,
-        ProtocolError, RuntimeFailed, TransferFailed, Locked, Busy, Unfinished, UnknownMigration, Stopped, Refused,
+        ProtocolError, RuntimeFailed, NetworkFailed, TransferFailed, Locked, Busy, Unfinished, UnknownMigration, Stopped, Refused,
     )
 }  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from migrate.network import Network
+
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
@@ -39,6 +41,9 @@ class HostFacts:
     clock_ns: int
     follows_memory: bool  # `runtime checkpoint --memory-fd` is there
     open_files: int  # how many descriptors a process may have
+    bridges: tuple[str, ...]  # that an interface of a container can be a port of
+    addresses: tuple[str, ...]  # its own
+    network_exists: bool  # it has a network namespace of the container's name
 
 
 # What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.
@@ -55,6 +60,7 @@ class Needs:
     controllers: tuple[str, ...] = ()  # of cgroups, on which it has limits
     lsm: tuple[str, ...] = ()  # security modules that label its processes
     network_lock: bool = False  # others can talk to it
+    network: str = ""  # name of the network namespace that is to be made there
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,7 +71,8 @@ class Needs:
         lists = {
             n: tuple(map(str, document.get(n) or ())) for n in ("bind_sources", "filesystems", "ports", "controllers", "lsm")
         }
-        return cls(**lists, network_lock=bool(document.get("network_lock")))
+        name = str(document.get("network") or "")
+        return cls(**lists, network_lock=bool(document.get("network_lock")), network=name if "/" not in name else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class BundleFacts:
     entries: int
     size_bytes: int
     bind_sources: tuple[str, ...]
-    namespace_paths: tuple[str, ...]
+    namespace_paths: tuple[str, ...]  # of namespaces that are joined, but for the network's that moves along
     users: tuple[str, ...]  # processes outside of the container that have its files open: "pid (name)"
 
 
@@ -93,6 +100,7 @@ class ContainerFacts:
     needs: Needs
     findings: tuple[dict[str, str], ...]  # of `runtime checkpoint --check`: code, severity, words, remedy
     sharers: tuple[str, ...]  # other containers that use the same bundle or rootfs
+    network: Network | None = None  # that it joins by path
 
 
 def to_json(facts: HostFacts | ContainerFacts) -> dict[str, Any]:
@@ -105,10 +113,11 @@ def host_from_json(document: dict[str, Any]) -> HostFacts:
 
 
 def container_from_json(document: dict[str, Any]) -> ContainerFacts:
-    """Read what a host's agent sent. Raises: KeyError, TypeError for what is no ContainerFacts."""
+    """Read what a host's agent sent. Raises: KeyError, TypeError, ValueError for what is no ContainerFacts."""
     bundle = BundleFacts(**_tuples(BundleFacts, document["bundle"]))
     needs = Needs.from_json(document["needs"])
-    return ContainerFacts(**_tuples(ContainerFacts, {**document, "bundle": bundle, "needs": needs}))
+    network = Network.from_json(document["network"]) if document.get("network") else None
+    return ContainerFacts(**_tuples(ContainerFacts, {**document, "bundle": bundle, "needs": needs, "network": network}))
 
 
 def _tuples(kind: type, document: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Plan:
     on_diverge: str
     bandwidth_limit: float
     compress: str
+    network: dict[str, Any] | None  # that moves along
 
     @property
     def sending(self) -> dict[str, Any]:
@@ -103,6 +104,7 @@ def make(
         on_diverge=request.on_diverge,
         bandwidth_limit=request.bandwidth_limit,
         compress=request.compress,
+        network=container.network.as_dict() if container.network else None,
         **asdict(route),
     )
 

@@ -42,7 +42,8 @@ def examine(container_id: str, source: HostFacts, container: ContainerFacts | No
     """Return all findings."""
     findings = [*_hosts(source, target), *_container(container_id, container, target)]
     if container is not None:
-        findings += [*_files(container, target), *_place(container, source, target), *_space(container, source, target)]
+        findings += [*_files(container, target), *_place(container, source, target), *_network(container, target)]
+        findings += _space(container, source, target)
     return findings
 
 
@@ -137,7 +138,8 @@ def route(source: str, target: str, unreached: str | None) -> list[Finding]:
 _FINAL = {
     "container-unknown", "container-not-running", "container-paused", "container-moving", "container-exists", "move-unfinished",
     "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
-    "architecture", "bundle-exists", "rootfs-outside",
+    "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-unsupported",
+    "network-shared",
 }  # fmt: skip
 
 
@@ -240,6 +242,33 @@ def _place(container: ContainerFacts, source: HostFacts, target: HostFacts) -> l
         words = f"{kind} port {number}, on which the container listens in the host's network, is taken on {name}"
         found.append(_fail("port-in-use", words, f"end what has it there: ss -lnp 'sport = {number}'"))
     return found
+
+
+def _network(container: ContainerFacts, target: HostFacts) -> list[Finding]:
+    """What the container's network namespace needs, when it has one that moves along."""
+    network, name = container.network, target.hostname
+    if network is None:
+        return []
+    found = []
+    for thing in network.unsupported:
+        words = f"the network namespace {network.name} has what cannot be made anew on {name}: {thing}"
+        found.append(_fail("network-unsupported", words, "take it away, or make the namespace there and use its own tools"))
+    if network.sharers:
+        words = f"the network namespace {network.name} is used by others, too: {', '.join(network.sharers)}"
+        found.append(_fail("network-shared", words, "end them, or give the container a network namespace of its own"))
+    if target.network_exists:
+        words = f"{name} has a network namespace {network.name} already"
+        found.append(_fail("network-exists", words, f"remove it there: ip netns del {network.name}"))
+    for bridge in sorted({i.bridge for i in network.interfaces} - set(target.bridges)):
+        words = f"{name} has no bridge {bridge}, to which the container's network is joined, or one that filters VLANs"
+        found.append(_fail("network-bridge", words, f"make it there: ip link add {bridge} type bridge"))
+    for address in sorted(set(network.addresses) & set(target.addresses)):
+        words = f"{address}, which is the container's, is an address of {name} itself"
+        found.append(_fail("network-address", words, "take it away there"))
+    if network.has_rules:
+        words = f"the firewall rules inside of the network namespace {network.name} do not move along"
+        found.append(_warn("network-rules", words, "set them there again"))
+    return found or [_ok("network", f"the network moves along: {network.words()}")]
 
 
 def _inside(path: str, directory: str) -> bool:

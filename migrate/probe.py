@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, command, locks, places, records
+from migrate import __version__, command, locks, netns, places, records
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
 from migrate.manifest import Inode
+from migrate.network import Network, name_of
 from migrate.warm import available_bytes
 
 _TOOLS_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -87,6 +88,9 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         ports_in_use=tuple(p for p in needs.ports if p in _listening()),
         follows_memory=annotations.get("ferry.follows-memory") == "true",
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        bridges=netns.bridges() if needs.network else (),
+        addresses=netns.own_addresses() if needs.network else (),
+        network_exists=bool(needs.network) and netns.exists(needs.network),
         clock_ns=time.time_ns(),
     )
 
@@ -244,7 +248,19 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         needs=_needs(_config(bundle), bundle, pids),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
         sharers=tuple(c["id"] for c in everything if c["id"] != container and _overlap(c, document)),
+        network=_network(_config(bundle), set(pids)),
     )
+
+
+def _network_name(config: dict[str, Any]) -> str | None:
+    """Return the name of the network namespace that a container joins; None where it is not one that moves along."""
+    namespaces = (config.get("linux") or {}).get("namespaces") or ()
+    return next((name_of(n["path"]) for n in namespaces if n["type"] == "network" and n.get("path")), None)
+
+
+def _network(config: dict[str, Any], inside: set[int]) -> Network | None:
+    name = _network_name(config)
+    return None if name is None else netns.describe(name, inside, (config.get("linux") or {}).get("sysctl") or {})
 
 
 def mounts_below(directory: Path) -> list[str]:
@@ -355,12 +371,14 @@ def _needs(config: dict[str, Any], bundle: Path, pids: list[int]) -> Needs:
         lsm=tuple(name for name, key in labels.items() if process.get(key)),
         network_lock="network" not in namespaces
         or any(n.get("path") for n in linux.get("namespaces") or () if n["type"] == "network"),
+        network=_network_name(config) or "",
     )
 
 
 def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
     """Return what is to know of a bundle's files, which the processes `inside` use. Raises: MigrateError."""
     document = _config(bundle)
+    namespaces = [n for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")]
     entries, size = _measure(rootfs)
     return BundleFacts(
         path=str(bundle),
@@ -370,7 +388,7 @@ def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
         entries=entries,
         size_bytes=size,
         bind_sources=tuple(os.path.join(bundle, m["source"]) for m in document.get("mounts") or () if _is_bind(m)),
-        namespace_paths=tuple(n["path"] for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")),
+        namespace_paths=tuple(n["path"] for n in namespaces if n["type"] != "network" or name_of(n["path"]) is None),
         users=_users(bundle, inside),
     )
 

@@ -63,6 +63,7 @@ def _prepare(c: Context) -> Details:
         bundle=plan.bundle,
         origin=origin,
         coordinator=plan.coordinator,
+        network=plan.network,
     )
     if plan.direct:
         c.source.call(

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import host, locks, places
+from migrate import host, locks, netns, places
 from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError
 from migrate.host import Address
 from migrate.locks import Lock
+from migrate.network import Network
 from migrate.wire import Wire
 
 OnEvent = Callable[..., None]
@@ -90,6 +91,14 @@ def wipe(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def network_of(document: Any) -> Network | None:
+    """Read the network namespace that moves along, if one does. Raises: ProtocolError."""
+    try:
+        return Network.from_json(document) if document else None
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise ProtocolError(f"the network that is to move along is none: {e}") from e
+
+
 class Side:
     """One side of an agent. `on_event` reports on the call that is under way."""
 
@@ -100,6 +109,8 @@ class Side:
         self._lock: Lock | None = None
         self._slot: Lock | None = None
         self._held: Held | None = None
+        self._network: Network | None = None
+        self._ends: list[str] = []  # what joins the network to this host
 
     def before(self, verb: str) -> None:
         """Called before each verb of this side. Raises: MigrateError when it is not to be done."""
@@ -156,6 +167,11 @@ class Side:
         # The lock is theirs, too: while one of them lives, nobody else acts on the container.
         self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd, *inherited))
         return self._held
+
+    def _find_ends(self) -> None:
+        """Look where the network is joined to this host: so early that nobody waits for it. Raises: NetworkFailed."""
+        if self._network is not None:
+            self._ends = netns.peers(self._network.name)
 
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:
         """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, places, probe, records
-from migrate.agent.side import Side, wipe
+from migrate import command, durable, locks, netns, places, probe, records
+from migrate.agent.side import Side, network_of, wipe
 from migrate.command import Held
-from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped, TransferFailed
+from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
 from migrate.outlet import Compress
 from migrate.recover import Decision
@@ -63,6 +63,7 @@ class SourceSide(Side):
         if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
+        wanted = network_of(plan.get("network"))
         self._take(migration_id, container, coordinator, new=True)
         directory: Path | None = None
         try:
@@ -70,7 +71,9 @@ class SourceSide(Side):
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
-            self._journal.append("plan", "made", sync=True, **{**plan, "created": state.get("created", "")})
+            self._journal.append(
+                "plan", "made", sync=True, **{**plan, "created": state.get("created", ""), "boot_id": locks.boot_id()}
+            )
         except BaseException as e:
             if directory is not None:
                 records.remove(migration_id)
@@ -79,6 +82,8 @@ class SourceSide(Side):
                 raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
             raise
         self._bundle, self._created, self._pid = state["bundle"], state.get("created", ""), state["pid"]
+        self._network = wanted
+        self._find_ends()
 
     def journal(self, phase: str, mark: str, sync: bool = False, fields: dict[str, Any] | None = None) -> None:
         """Append an entry to the journal."""
@@ -342,6 +347,9 @@ class SourceSide(Side):
         migration = self._migration()
         self._decided = True
         durable.write(places.decision(migration), durable.COMMIT)
+        # Its kernel would go on to answer for the address; should this fail, the target's announcements come later.
+        with contextlib.suppress(NetworkFailed):
+            netns.disconnect(self._ends)
 
     def revoke(self) -> None:
         """Take the decision back: it is certain that the target does not run. Idempotent."""
@@ -378,6 +386,9 @@ class SourceSide(Side):
         plan = records.plan(directory)
         self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
+        if plan.get("boot_id") == locks.boot_id():
+            self._network = network_of(plan.get("network"))
+            self._find_ends()
         try:
             left = records.left(directory)
             self._decided = left.decision != Decision.NONE
@@ -412,9 +423,10 @@ class SourceSide(Side):
         return {"state": self.look()}
 
     def thaw(self) -> None:
-        """Let the container run on. Idempotent. Raises: RuntimeFailed."""
+        """Let the container run on. Idempotent. Raises: RuntimeFailed, NetworkFailed."""
         if self._decided:
             raise ProtocolError("the decision was not taken back")
+        netns.connect(self._ends)
         if self.look() == "frozen":
             command.run("resume", self._container)
 
@@ -432,6 +444,8 @@ class SourceSide(Side):
             if self._created and state.get("created") != self._created:
                 return  # another one has taken its name, and maybe its bundle
             command.run("delete", "--force", self._container)
+        if self._network is not None and netns.exists(self._network.name) and not netns.users(self._network.name):
+            netns.remove(self._network.name)
         if not keep_bundle:
             remove_bundle(self._bundle, self._migration())
 

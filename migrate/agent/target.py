@@ -19,10 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, locks, places, probe, records
+from migrate import command, durable, locks, netns, places, probe, records
 from migrate.agent.bulk import ALLOWED
-from migrate.agent.side import Side, checked_flags, wipe
-from migrate.errors import Locked, MigrateError, ProtocolError, RuntimeFailed, TransferFailed
+from migrate.agent.side import Side, checked_flags, network_of, wipe
+from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
+from migrate.netns import Announcer
 from migrate.recover import Target, on_target
 from migrate.warm import warm
 
@@ -33,6 +34,8 @@ _LOOK_S = 0.05
 class TargetSide(Side):
     _bundle = ""
     _inode: int | None = None
+    _network_inode: int | None = None
+    _announcer: Announcer | None = None
     _made_parents: tuple[str, ...] = ()
     _prepared = False
     _released = False
@@ -40,8 +43,20 @@ class TargetSide(Side):
     _taken_over = False
     _waiting = ""  # the move of another agent here that waits for a verdict
 
-    def prepare(self, migration_id: str, container: str, bundle: str, origin: dict[str, Any], coordinator: str) -> None:
-        """Take the lock, note what will be made, and make the bundle's directory. Raises: MigrateError; nothing is left then."""
+    def prepare(
+        self,
+        migration_id: str,
+        container: str,
+        bundle: str,
+        origin: dict[str, Any],
+        coordinator: str,
+        network: dict[str, Any] | None = None,
+    ) -> None:
+        """Take the lock, note what will be made, and make the bundle's directory, and the network, which is silent.
+
+        Raises: MigrateError; nothing is left then.
+        """
+        wanted = network_of(network)
         path = self._permissions.require_bundle(bundle)
         self._permissions.require_command(origin.get("remote_command"))
         self._take(migration_id, container, coordinator, new=True)
@@ -51,11 +66,15 @@ class TargetSide(Side):
                 raise MigrateError(f"there is a container {container} already", hint="delete it, or see: migrate status")
             if os.path.lexists(path):
                 raise MigrateError(f"{bundle} is there already", hint="move it away, or delete it")
+            if wanted is not None and netns.exists(wanted.name):
+                raise NetworkFailed(
+                    f"there is a network namespace {wanted.name} already", hint="remove it, or see: ip netns list"
+                )
             directory = records.make(migration_id)
         except BaseException:
             self._leave()
             raise
-        self._bundle = bundle
+        self._bundle, self._network = bundle, wanted
         parents = []
         parent = path.parent
         while not parent.exists():
@@ -68,6 +87,7 @@ class TargetSide(Side):
             "bundle": bundle,
             "made_parents": parents,
             "boot_id": locks.boot_id(),
+            "network": network,
             "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         try:
@@ -77,11 +97,16 @@ class TargetSide(Side):
                 os.mkdir(made, 0o755)
             path.mkdir(mode=0o700)
             self._inode = path.stat().st_ino
-            self._note(directory, {**note, "inode": self._inode})
+            if self._network is not None:
+                netns.make(self._network)
+                self._network_inode = netns.inode(self._network.name)
+            self._note(directory, {**note, "inode": self._inode, "network_inode": self._network_inode})
             (places.working(migration_id) / ALLOWED).write_text(bundle)
-        except OSError as e:
+        except (OSError, NetworkFailed) as e:
             with contextlib.suppress(MigrateError):
                 self.discard()
+            if isinstance(e, NetworkFailed):
+                raise
             raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
 
     @staticmethod
@@ -103,6 +128,9 @@ class TargetSide(Side):
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
             arguments.append("--wipe")
         self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
+        self._find_ends()
+        if self._network is not None and self._announcer is None:
+            self._announcer = Announcer(self._network.name)
         if not pre_copy:
             warm(2 * memory_bytes)  # for the images, and for the processes
 
@@ -127,6 +155,7 @@ class TargetSide(Side):
         self._released = True
         held.say("commit")
         try:
+            self._join_network()
             held.event("resumed", _RELEASE_S)
         except RuntimeFailed:
             if held.alive():
@@ -135,9 +164,19 @@ class TargetSide(Side):
             if state is None or state["status"] == "paused":
                 self._released = False
                 durable.write(word, durable.UNDECIDED)
+                netns.disconnect(self._ends)
                 raise
             # Who held it ended after it had let go.
         self._ran(word)
+
+    def _join_network(self) -> None:
+        """Let the container's network be heard, and tell its neighbours where it is. Idempotent. Raises: NetworkFailed."""
+        if self._network is None:
+            return
+        if self._announcer is None:
+            self._announcer = Announcer(self._network.name)
+        netns.connect(self._ends)
+        self._announcer.announce(self._network)
 
     @staticmethod
     def _ran(word: Path) -> None:
@@ -193,6 +232,7 @@ class TargetSide(Side):
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
         self._remove_bundle()
+        self._remove_network()
         wipe(places.working(self._id))
         if keep_record:
             records.close(self._id)
@@ -215,6 +255,20 @@ class TargetSide(Side):
         for parent in self._made_parents:
             with contextlib.suppress(OSError):
                 os.rmdir(parent)
+
+    def _remove_network(self) -> None:
+        """Remove the network that was made here, not one that somebody else made. Raises: NetworkFailed."""
+        self._end_announcer()
+        if self._network is not None and netns.exists(self._network.name):
+            found = netns.inode(self._network.name)
+            # Made, but not noted: then nobody uses it.
+            if found == self._network_inode if self._network_inode is not None else not netns.users(self._network.name):
+                netns.remove(self._network.name)
+
+    def _end_announcer(self) -> None:
+        if self._announcer is not None:
+            self._announcer.close()
+            self._announcer = None
 
     def stream_lost(self) -> None:
         if self._id is None:
@@ -300,6 +354,9 @@ class TargetSide(Side):
         migration = self._migration()
         self._bundle, self._made_parents = note["bundle"], tuple(map(str, note.get("made_parents") or ()))
         self._inode = note.get("inode")
+        if note.get("boot_id") == locks.boot_id():
+            self._network, self._network_inode = network_of(note.get("network")), note.get("network_inode")
+            self._find_ends()
         word = durable.read(places.released(migration))
         state = command.state(self._container)
         # One of another bundle is another container that has taken the name.
@@ -314,6 +371,7 @@ class TargetSide(Side):
             )
         if found == Target.RUNNING:
             self._released = True
+            self._join_network()
             self._ran(places.released(migration))  # also when it was somebody else who let it
         return found
 
@@ -329,6 +387,7 @@ class TargetSide(Side):
             self._write_released(places.released(self._migration()))
             self._released = True
             command.run("resume", self._container)
+            self._join_network()
             self._ran(places.released(self._migration()))
 
     def _tell(self, word: str) -> None:

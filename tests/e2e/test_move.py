@@ -53,8 +53,8 @@ def runs_on(bed: Bed, host: str) -> None:
     assert_gapless(numbers(count(bed, host)))
 
 
-def start_python(bed: Bed, code: str) -> Path:
-    """Start a container on host1 that runs the machine's own Python; return its bundle."""
+def start_python(bed: Bed, code: str, network: str = "") -> Path:
+    """Start a container on host1 that runs the machine's own Python, in a network namespace by name; return its bundle."""
     path = bed.path("host1", BUNDLE)
 
     def change(config: dict) -> None:  # type: ignore[type-arg]
@@ -63,6 +63,11 @@ def start_python(bed: Bed, code: str) -> Path:
                 config["mounts"].append(
                     {"destination": directory, "type": "bind", "source": directory, "options": ["rbind", "ro"]}
                 )
+
+        if network:
+            namespaces = config["linux"]["namespaces"]
+            namespaces[:] = [n for n in namespaces if n["type"] != "network"]
+            namespaces.append({"type": "network", "path": f"/run/netns/{network}"})
 
     bundle = BundleMaker(path.parent)("/usr/bin/python3", "-c", code, path=path, change=change)
     for directory in ("usr", "lib", "lib64"):

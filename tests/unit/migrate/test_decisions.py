@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from migrate import host, manifest, preflight, warm
 from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
 from migrate.manifest import Item
+from migrate.network import Address, Interface, Network
 from migrate.outlet import Outlet
 from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
@@ -32,7 +34,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
         "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
         "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
-        "follows_memory": True, "open_files": 1 << 20,
+        "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
 
@@ -60,9 +62,15 @@ def _dict(value: Any) -> dict[str, Any]:
     return {n: getattr(value, n) for n in value.__slots__}
 
 
-def test_a_good_move_has_no_refusals() -> None:
-    findings = preflight.examine("c", host_facts(), container_facts(), host_facts("host2"))
+WEB = Network("web", (Interface("eth0", "02:00:00:00:00:01", 1400, "web0", "br0", (Address("10.0.0.2/24"),)),))
+
+
+@pytest.mark.parametrize("network", [None, WEB, replace(WEB, has_rules=True)])
+def test_a_good_move_has_no_refusals(network: Network | None) -> None:
+    findings = preflight.examine("c", host_facts(), container_facts(network=network), host_facts("host2"))
     assert preflight.refusals(findings) == []
+    codes = {f.code for f in findings}
+    assert ("network" in codes, "network-rules" in codes) == (network == WEB, network is not None and network.has_rules)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +95,11 @@ def test_a_good_move_has_no_refusals() -> None:
         ("tool-ssh", {"tools": ("nft",)}, {}, {}),
         ("target-network-lock", {}, {"needs": Needs(network_lock=True)}, {"tools": ("ssh",)}),
         ("filesystem", {}, {}, {"missing_filesystems": ("zfs",)}),
+        ("network-bridge", {}, {"network": WEB}, {"bridges": ("br1",)}),
+        ("network-exists", {}, {"network": WEB}, {"network_exists": True}),
+        ("network-address", {}, {"network": WEB}, {"addresses": ("127.0.0.1", "10.0.0.2")}),
+        ("network-shared", {}, {"network": replace(WEB, sharers=("7 (x)",))}, {}),
+        ("network-unsupported", {}, {"network": replace(WEB, unsupported=("eth1",))}, {}),
         ("port-in-use", {}, {}, {"ports_in_use": ("tcp 00000000:0050",)}),
         ("target-memory", {}, {}, {"memory_free_bytes": 1}),
         ("container-exists", {}, {}, {"container_exists": True}),

@@ -1,0 +1,255 @@
+"""Look at network namespaces of this host, make them, and join them to its bridges, by the commands of iproute2.
+
+A made one is silent: the host's ends of its interfaces are down, so that there is no carrier, until `connect`. `ip` is a small
+program: nothing here costs a start of the interpreter, and no namespace is entered by a process with threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from migrate import network
+from migrate.errors import MigrateError, NetworkFailed
+from migrate.network import Interface, Network, Route
+
+_TIMEOUT_S = 30.0
+_CNI_CACHES = (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results"))
+
+
+def _run(*argv: str, given: str | None = None) -> str:
+    """Raises: NetworkFailed with the command's own words."""
+    env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(argv, input=given or "", capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=env)
+    except FileNotFoundError as e:
+        raise NetworkFailed(f"there is no command {argv[0]}", hint="install iproute2 and util-linux") from e
+    except subprocess.TimeoutExpired as e:
+        raise NetworkFailed(f"{' '.join(argv)} does not end") from e
+    if done.returncode:
+        raise NetworkFailed(f"{' '.join(argv)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def _json(*argv: str) -> list[dict[str, Any]]:
+    try:
+        return [d for d in json.loads(_run(*argv) or "[]") if d]
+    except ValueError as e:
+        raise NetworkFailed(f"{' '.join(argv)} prints what is no JSON: {e}") from e
+
+
+def describe(name: str, inside: set[int], sysctl: dict[str, str]) -> Network:
+    """Return what is in a network namespace of this host, of whose processes `inside` are the container's.
+
+    `sysctl` are the kernel parameters that the container asks for. Raises: NetworkFailed.
+    """
+    addresses = network.read_addresses(_json("ip", "-j", "-n", name, "addr"))
+    outside = _json("ip", "-d", "-j", "link")
+    interfaces, unsupported = network.read_links(_json("ip", "-d", "-j", "-n", name, "link"), outside, addresses)
+    routes, lost = network.read_routes(_json("ip", "-j", "-n", name, "route", "show", "table", "all"))
+    others = [*unsupported, *lost]
+    if any(network.has_own_rules(_json("ip", "-j", "-n", name, family, "rule")) for family in ("-4", "-6")):
+        others.append("its routing rules (ip rule)")
+    for cni in _attachments(name):
+        others.append(f"the CNI network {cni}, which keeps its addresses by itself")
+    usable = network.plain_bridges(outside)
+    others += [f"{i.name}, since the bridge {i.bridge} filters VLANs" for i in interfaces if i.bridge not in usable]
+    return Network(
+        name=name,
+        interfaces=interfaces,
+        routes=routes,
+        sysctl={k: v for k, v in sysctl.items() if k.startswith("net.")},
+        unsupported=tuple(others),
+        has_rules=_has_firewall(name),
+        sharers=users(name, inside),
+    )
+
+
+def _attachments(name: str) -> list[str]:
+    """Return the CNI networks that libcni remembers to have attached a namespace to."""
+    found = []
+    for cache in _CNI_CACHES:
+        with contextlib.suppress(OSError):
+            for path in cache.iterdir():
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                    document = json.loads(path.read_bytes())
+                    interfaces = document["result"].get("interfaces") or ()
+                    if any(network.name_of(i.get("sandbox", "")) == name for i in interfaces):
+                        found.append(str(document["networkName"]))
+    return found
+
+
+def _has_firewall(name: str) -> bool:
+    """Say whether there are rules of nft, or of the iptables that is made of it."""
+    with contextlib.suppress(NetworkFailed):
+        return bool(_run(*_inside(name), "nft", "list", "ruleset").strip())
+    return False
+
+
+def _inside(name: str) -> tuple[str, ...]:
+    return ("nsenter", f"--net={network.DIRECTORY}/{name}")
+
+
+def users(name: str, inside: Collection[int] = ()) -> tuple[str, ...]:
+    """Return the processes in a namespace, but for those `inside`: "pid (name)". Raises: OSError."""
+    own = inode(name)
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) not in inside:
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}/ns/net").st_ino == own:
+                    found.append(f"{entry} ({Path('/proc', entry, 'comm').read_text().strip()})")
+    return tuple(found[:20])
+
+
+def inode(name: str) -> int:
+    """Return what tells a namespace from all others of this boot. Raises: OSError."""
+    return os.stat(f"{network.DIRECTORY}/{name}").st_ino
+
+
+def exists(name: str) -> bool:
+    """Say whether there is a namespace of that name here."""
+    return os.path.lexists(f"{network.DIRECTORY}/{name}")
+
+
+def bridges() -> tuple[str, ...]:
+    """Return the bridges of this host that do not filter VLANs. Raises: NetworkFailed."""
+    return network.plain_bridges(_json("ip", "-d", "-j", "link", "show", "type", "bridge"))
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return the addresses of this host itself. Raises: NetworkFailed."""
+    return tuple(a["local"] for link in _json("ip", "-j", "addr") for a in link.get("addr_info", ()) if "local" in a)
+
+
+def make(net: Network) -> None:
+    """Make a namespace and all that is in it, silent. Raises: NetworkFailed; nothing is left then."""
+    if exists(net.name):
+        raise NetworkFailed(f"there is a network namespace {net.name} already", hint=f"remove it: ip netns del {net.name}")
+    try:
+        _run("ip", "netns", "add", net.name)
+        _batch("-n", net.name, lines=["link set lo up"])
+        taken = {d["ifname"] for d in _json("ip", "-j", "link")}
+        for interface in net.interfaces:
+            peer = _free_name(interface.peer, taken)
+            taken.add(peer)
+            _make_pair(net.name, interface, peer)
+        for key, value in net.sysctl.items():
+            _write_sysctl(net.name, key.replace(".", "/"), value)
+        for is_ipv6, family in ((False, "-4"), (True, "-6")):
+            _batch(family, "-n", net.name, lines=[_route(r) for r in net.routes if r.is_ipv6 == is_ipv6])
+    except BaseException:
+        with contextlib.suppress(MigrateError):
+            remove(net.name)
+        raise
+
+
+def _make_pair(name: str, interface: Interface, peer: str) -> None:
+    mtu, device = str(interface.mtu), interface.name
+    pair = f"name {peer} mtu {mtu} type veth peer name {device} address {interface.mac} mtu {mtu} netns {name}"
+    _run("ip", "link", "add", *pair.split())
+    _run("ip", "link", "set", "dev", peer, "master", interface.bridge)
+    # The address is in use, on the source: to ask for it would find that out, and take it away from us.
+    with contextlib.suppress(NetworkFailed):  # without IPv6 there is nothing to ask for
+        _write_sysctl(name, f"net/ipv6/conf/{device}/accept_dad", "0")
+    lines = [f"link set dev {device} up"]
+    for a in interface.addresses:
+        words = [] if a.own_prefix else ["noprefixroute"]
+        words += ["nodad"] if ":" in a.address else []
+        words += ["brd", a.broadcast] if a.broadcast else []
+        lines.append(" ".join(["addr", "replace", a.address, "dev", device, *words]))
+    _batch("-n", name, lines=lines)
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    return wanted if wanted not in taken else next(n for k in range(10000) if (n := f"ferry{k}") not in taken)
+
+
+def _route(route: Route) -> str:
+    words = ["route", "replace", route.destination]
+    if route.gateway:
+        words += ["via", route.gateway]
+    words += ["dev", route.device]
+    for key, value in (("src", route.source), ("proto", route.protocol), ("scope", route.scope), ("table", route.table)):
+        words += [key, value] if value else []
+    words += ["metric", str(route.metric)] if route.metric >= 0 else []
+    return " ".join([*words, *(["onlink"] if route.onlink else [])])
+
+
+def _batch(*options: str, lines: list[str]) -> None:
+    if lines:
+        _run("ip", *options, "-batch", "-", given="".join(f"{line}\n" for line in lines))
+
+
+def _write_sysctl(name: str, path: str, value: str) -> None:
+    _run(*_inside(name), "tee", f"/proc/sys/{path}", given=value)
+
+
+def peers(name: str) -> list[str]:
+    """Return the host's ends of the interfaces of a namespace; none where there is no such namespace. Raises: NetworkFailed."""
+    if not exists(name):
+        return []
+    interfaces, _ = network.read_links(_json("ip", "-d", "-j", "-n", name, "link"), _json("ip", "-d", "-j", "link"), {})
+    return [i.peer for i in interfaces]
+
+
+def connect(ends: list[str]) -> None:
+    """Put the host's ends up: there is a carrier, and the bridge forwards at once. Idempotent. Raises: NetworkFailed."""
+    _batch(lines=[f"link set dev {end} up" for end in ends])
+
+
+def disconnect(ends: list[str]) -> None:
+    """Take the carrier away. Idempotent. Raises: NetworkFailed."""
+    _batch(lines=[f"link set dev {end} down" for end in ends])
+
+
+def remove(name: str) -> None:
+    """Remove a namespace and its interfaces. Idempotent. Raises: NetworkFailed."""
+    if not exists(name):
+        return
+    # With the namespace alone they would go, too, but some time later.
+    with contextlib.suppress(NetworkFailed):
+        for end in peers(name):
+            _run("ip", "link", "del", "dev", end)
+    _run("ip", "netns", "del", name)
+
+
+class Announcer:
+    """Tells the neighbours of a namespace where its addresses are now: started early, it waits for the word."""
+
+    def __init__(self, name: str) -> None:
+        argv = [*_inside(name), sys.executable, "-I", str(Path(__file__).with_name("announce.py"))]
+        try:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError:
+            self._process = None  # without it they find out by themselves, with the container's first packet
+
+    def announce(self, net: Network) -> None:
+        """Say the word; it goes on for half a second by itself."""
+        if self._process is None or self._process.stdin is None:
+            return
+        what = [[i.name, i.mac, [a.address.partition("/")[0] for a in i.addresses]] for i in net.interfaces]
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(what).encode() + b"\n")
+            self._process.stdin.close()
+
+    def close(self) -> None:
+        """See it end, which it does at once where it was not told to announce. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None and not process.stdin.closed:
+            process.stdin.close()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
