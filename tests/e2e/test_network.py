@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from runtime.memory.tracker import supported
 from tests.e2e.test_move import BUNDLE, NAME, start_python
 from tests.helpers.bed import Bed
 from tests.helpers.oci import wait_for
@@ -149,8 +150,8 @@ def namespaces(bed: Bed, host: str) -> list[str]:
 def test_clients_stay_connected(served: Bed, clients: list[Client]) -> None:
     bed = served
     before = seen_inside(bed, "host1")
-    for here, there in (("host1", "host2"), ("host2", "host1")):
-        report = bed.move(here, NAME, there)
+    for here, there, how in (("host1", "host2", "never"), ("host2", "host1", "always")):
+        report = bed.move(here, NAME, there, "--pre-copy", how if supported() else "never")
         assert "network" in {f["code"] for f in report["findings"]}
         assert namespaces(bed, here) == [] and namespaces(bed, there) == [NET]
         assert "web0" not in bed.ok(here, "ip", "link"), "the end of the cable is left"
