@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from migrate import network
 from migrate.errors import MigrateError, NetworkFailed
 from migrate.network import Interface, Network, Route
 
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 5.0
 _CNI_CACHES = (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results"))
 
 
@@ -28,8 +27,8 @@ def _run(*argv: str, given: str | None = None) -> str:
     env = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
     try:
         done = subprocess.run(argv, input=given or "", capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=env)
-    except FileNotFoundError as e:
-        raise NetworkFailed(f"there is no command {argv[0]}", hint="install iproute2 and util-linux") from e
+    except OSError as e:
+        raise NetworkFailed(f"cannot run {argv[0]}: {e.strerror}", hint="are iproute2 and util-linux installed?") from e
     except subprocess.TimeoutExpired as e:
         raise NetworkFailed(f"{' '.join(argv)} does not end") from e
     if done.returncode:
@@ -44,16 +43,17 @@ def _json(*argv: str) -> list[dict[str, Any]]:
         raise NetworkFailed(f"{' '.join(argv)} prints what is no JSON: {e}") from e
 
 
-def describe(name: str, inside: set[int], sysctl: dict[str, str]) -> Network:
-    """Return what is in a network namespace of this host, of whose processes `inside` are the container's.
+def describe(name: str, sysctl: dict[str, str]) -> Network:
+    """Return what is in a network namespace of this host, but for its processes.
 
     `sysctl` are the kernel parameters that the container asks for. Raises: NetworkFailed.
     """
-    addresses = network.read_addresses(_json("ip", "-j", "-n", name, "addr"))
+    addresses, unsure = network.read_addresses(_json("ip", "-j", "-n", name, "addr"))
     outside = _json("ip", "-d", "-j", "link")
-    interfaces, unsupported = network.read_links(_json("ip", "-d", "-j", "-n", name, "link"), outside, addresses)
+    interfaces, unsupported = network.read_links(_json("ip", "-d", "-j", "-n", name, "link"), outside, addresses, _id(name))
     routes, lost = network.read_routes(_json("ip", "-j", "-n", name, "route", "show", "table", "all"))
-    others = [*unsupported, *lost]
+    parameters = {k: v for k, v in sysctl.items() if k.startswith("net")}
+    others = [*unsupported, *unsure, *lost, *(k for k in parameters if not network.is_parameter(k))]
     if any(network.has_own_rules(_json("ip", "-j", "-n", name, family, "rule")) for family in ("-4", "-6")):
         others.append("its routing rules (ip rule)")
     for cni in _attachments(name):
@@ -64,11 +64,15 @@ def describe(name: str, inside: set[int], sysctl: dict[str, str]) -> Network:
         name=name,
         interfaces=interfaces,
         routes=routes,
-        sysctl={k: v for k, v in sysctl.items() if k.startswith("net.")},
+        sysctl={k: v for k, v in parameters.items() if network.is_parameter(k)},
         unsupported=tuple(others),
         has_rules=_has_firewall(name),
-        sharers=users(name, inside),
     )
+
+
+def _id(name: str) -> int | None:
+    """Return the number by which interfaces of this host name a namespace; None where none has its other end there."""
+    return next((d.get("id") for d in _json("ip", "-j", "netns", "list") if d.get("name") == name), None)
 
 
 def _attachments(name: str) -> list[str]:
@@ -96,16 +100,16 @@ def _inside(name: str) -> tuple[str, ...]:
     return ("nsenter", f"--net={network.DIRECTORY}/{name}")
 
 
-def users(name: str, inside: Collection[int] = ()) -> tuple[str, ...]:
-    """Return the processes in a namespace, but for those `inside`: "pid (name)". Raises: OSError."""
+def users(name: str) -> tuple[str, ...]:
+    """Return the processes in a namespace: "pid (name)". Raises: OSError."""
     own = inode(name)
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) not in inside:
+        if entry.isdigit():
             with contextlib.suppress(OSError):
                 if os.stat(f"/proc/{entry}/ns/net").st_ino == own:
                     found.append(f"{entry} ({Path('/proc', entry, 'comm').read_text().strip()})")
-    return tuple(found[:20])
+    return tuple(found)
 
 
 def inode(name: str) -> int:
@@ -132,8 +136,10 @@ def make(net: Network) -> None:
     """Make a namespace and all that is in it, silent. Raises: NetworkFailed; nothing is left then."""
     if exists(net.name):
         raise NetworkFailed(f"there is a network namespace {net.name} already", hint=f"remove it: ip netns del {net.name}")
+    if missing := {i.bridge for i in net.interfaces} - set(bridges()):
+        raise NetworkFailed(f"there is no bridge {', '.join(sorted(missing))} here, or it filters VLANs")
+    _run("ip", "netns", "add", net.name)
     try:
-        _run("ip", "netns", "add", net.name)
         _batch("-n", net.name, lines=["link set lo up"])
         taken = {d["ifname"] for d in _json("ip", "-j", "link")}
         for interface in net.interfaces:
@@ -195,7 +201,8 @@ def peers(name: str) -> list[str]:
     """Return the host's ends of the interfaces of a namespace; none where there is no such namespace. Raises: NetworkFailed."""
     if not exists(name):
         return []
-    interfaces, _ = network.read_links(_json("ip", "-d", "-j", "-n", name, "link"), _json("ip", "-d", "-j", "link"), {})
+    inside, outside = _json("ip", "-d", "-j", "-n", name, "link"), _json("ip", "-d", "-j", "link")
+    interfaces, _ = network.read_links(inside, outside, {}, _id(name))
     return [i.peer for i in interfaces]
 
 
@@ -234,7 +241,7 @@ class Announcer:
 
     def announce(self, net: Network) -> None:
         """Say the word; it goes on for half a second by itself."""
-        if self._process is None or self._process.stdin is None:
+        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
             return
         what = [[i.name, i.mac, [a.address.partition("/")[0] for a in i.addresses]] for i in net.interfaces]
         with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ from typing import Any, Self
 DIRECTORY = "/run/netns"
 _NAME = re.compile(r"(?!-|\.\.?$)[A-Za-z0-9_.:-]{1,200}")
 _DEVICE = re.compile(r"(?!-|\.\.?$)[A-Za-z0-9_.@-]{1,15}")
+_IP = re.compile(r"[0-9a-fA-F.:/]{2,60}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+")
 _TABLE, _PROTOCOL = re.compile(r"[a-z0-9_]{1,20}"), re.compile(r"[a-z0-9_]{1,20}")
@@ -121,11 +122,11 @@ def _line(text: Any) -> str:
 
 
 def _ip(text: Any) -> str:
-    return str(ipaddress.ip_address(_line(text)))
+    return str(ipaddress.ip_address(_matching(_IP, text)))
 
 
 def _interface_address(text: Any) -> str:
-    return str(ipaddress.ip_interface(_line(text)))
+    return str(ipaddress.ip_interface(_matching(_IP, text)))
 
 
 def _interface(d: dict[str, Any]) -> Interface:
@@ -151,7 +152,7 @@ def _route(d: dict[str, Any]) -> Route:
         raise ValueError(f"{metric!r} is no metric")
     destination = d["destination"]
     if destination != "default":
-        destination = str(ipaddress.ip_network(_line(destination)))
+        destination = str(ipaddress.ip_network(_matching(_IP, destination)))
     return Route(
         destination=destination,
         device=_matching(_DEVICE, d["device"]),
@@ -172,15 +173,23 @@ _UNICAST = {"", "unicast"}
 _DEFAULT_RULES = {"local", "main", "default"}
 
 
-def read_addresses(links: list[dict[str, Any]]) -> dict[str, tuple[Address, ...]]:
-    """Read `ip -j addr`: the addresses of each interface."""
-    found = {}
+def read_addresses(links: list[dict[str, Any]]) -> tuple[dict[str, tuple[Address, ...]], tuple[str, ...]]:
+    """Read `ip -j addr`: the addresses of each interface, and those that cannot be made anew."""
+    found, unsupported = {}, []
     for link in links:
         addresses = [a for a in link.get("addr_info", ()) if not a.get("temporary")]
         found[link["ifname"]] = tuple(
             Address(f"{a['local']}/{a['prefixlen']}", a.get("broadcast", ""), not a.get("noprefixroute")) for a in addresses
         )
-    return found
+        for a in addresses:
+            if "address" in a or (link["ifname"] == "lo" and a["local"] not in ("127.0.0.1", "::1")):
+                unsupported.append(f"the address {a['local']} of {link['ifname']}")
+    return found, tuple(unsupported)
+
+
+def is_parameter(key: str) -> bool:
+    """Say whether this is the name of a kernel parameter of a network namespace, written with dots."""
+    return _SYSCTL.fullmatch(key) is not None
 
 
 def read_routes(documents: list[dict[str, Any]]) -> tuple[tuple[Route, ...], tuple[str, ...]]:
@@ -221,17 +230,22 @@ def has_own_rules(documents: list[dict[str, Any]]) -> bool:
 
 
 def read_links(
-    inside: list[dict[str, Any]], outside: list[dict[str, Any]], addresses: dict[str, tuple[Address, ...]]
+    inside: list[dict[str, Any]],
+    outside: list[dict[str, Any]],
+    addresses: dict[str, tuple[Address, ...]],
+    namespace_id: int | None,
 ) -> tuple[tuple[Interface, ...], tuple[str, ...]]:
-    """Read `ip -d -j link` in a namespace and on its host: the interfaces, and what of them cannot be made anew."""
+    """Read `ip -d -j link` in a namespace and on its host: the interfaces, and what of them cannot be made anew.
+
+    Numbers of interfaces are the same in many namespaces: by `namespace_id` the host tells whose one is.
+    """
     interfaces, unsupported = [], []
-    peers = {(d["ifindex"], d.get("link_index")): d for d in outside if _kind(d) == "veth" and "link_netnsid" in d}
+    peers = {(d["ifindex"], d.get("link_index")): d for d in outside if _kind(d) == "veth" and _is_joined(d, namespace_id)}
     for d in inside:
         name = d["ifname"]
-        if name == "lo" or (
-            _kind(d) in ("sit", "ip6tnl", "gre", "gretap", "erspan", "ipip", "vti", "ip6gre", "ip_vti", "ip6_vti")
-        ):
-            continue  # lo, and those that the kernel puts into every namespace for modules that are loaded
+        # The kernel puts a tunnel that is down into every namespace, for each module of its kind that is loaded.
+        if name == "lo" or (_kind(d) not in ("veth", "") and "UP" not in d.get("flags", ()) and not addresses.get(name)):
+            continue
         peer = peers.get((d.get("link_index"), d["ifindex"]))
         if _kind(d) != "veth" or peer is None:
             unsupported.append(
@@ -243,6 +257,10 @@ def read_links(
             continue
         interfaces.append(Interface(name, d["address"], d["mtu"], peer["ifname"], peer["master"], addresses.get(name, ())))
     return tuple(interfaces), tuple(unsupported)
+
+
+def _is_joined(link: dict[str, Any], namespace_id: int | None) -> bool:
+    return namespace_id is not None and link.get("link_netnsid") == namespace_id
 
 
 def plain_bridges(links: list[dict[str, Any]]) -> tuple[str, ...]:

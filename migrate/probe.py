@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,13 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         needs=_needs(_config(bundle), bundle, pids),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
         sharers=tuple(c["id"] for c in everything if c["id"] != container and _overlap(c, document)),
-        network=_network(_config(bundle), set(pids)),
+        network=_network(_config(bundle), document["pid"]),
     )
+
+
+def network_name(bundle: str) -> str | None:
+    """Return the name of the network namespace that a bundle's container joins, None for none. Raises: MigrateError."""
+    return _network_name(_config(Path(bundle)))
 
 
 def _network_name(config: dict[str, Any]) -> str | None:
@@ -258,9 +264,14 @@ def _network_name(config: dict[str, Any]) -> str | None:
     return next((name_of(n["path"]) for n in namespaces if n["type"] == "network" and n.get("path")), None)
 
 
-def _network(config: dict[str, Any], inside: set[int]) -> Network | None:
+def _network(config: dict[str, Any], init_pid: int) -> Network | None:
     name = _network_name(config)
-    return None if name is None else netns.describe(name, inside, (config.get("linux") or {}).get("sysctl") or {})
+    if name is None:
+        return None
+    found = netns.describe(name, (config.get("linux") or {}).get("sysctl") or {})
+    users = netns.users(name)
+    inside = {process.name for process in _family(init_pid)}  # after it, so that no child of it is taken for another's
+    return replace(found, sharers=tuple(u for u in users if u.split()[0] not in inside))
 
 
 def mounts_below(directory: Path) -> list[str]:

@@ -14,6 +14,7 @@ from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError
 from migrate.host import Address
 from migrate.locks import Lock
+from migrate.netns import Announcer
 from migrate.network import Network
 from migrate.wire import Wire
 
@@ -111,6 +112,7 @@ class Side:
         self._held: Held | None = None
         self._network: Network | None = None
         self._ends: list[str] = []  # what joins the network to this host
+        self._announcer: Announcer | None = None
 
     def before(self, verb: str) -> None:
         """Called before each verb of this side. Raises: MigrateError when it is not to be done."""
@@ -172,6 +174,27 @@ class Side:
         """Look where the network is joined to this host: so early that nobody waits for it. Raises: NetworkFailed."""
         if self._network is not None:
             self._ends = netns.peers(self._network.name)
+
+    def _start_announcer(self) -> Announcer | None:
+        if self._network is not None and self._announcer is None:
+            self._announcer = Announcer(self._network.name)
+        return self._announcer
+
+    def _end_announcer(self) -> None:
+        if self._announcer is not None:
+            self._announcer.close()
+            self._announcer = None
+
+    def _join_network(self) -> None:
+        """Let the container's network be heard, and tell its neighbours where it is. Idempotent. Raises: NetworkFailed."""
+        if self._network is None:
+            return
+        announcer = self._start_announcer()
+        if not self._ends:
+            self._find_ends()
+        netns.connect(self._ends)
+        if announcer is not None:
+            announcer.announce(self._network)
 
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:
         """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""

@@ -17,6 +17,7 @@ from migrate.agent.side import Side, network_of, wipe
 from migrate.command import Held
 from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
+from migrate.network import Network
 from migrate.outlet import Compress
 from migrate.recover import Decision
 from migrate.ship import Shipped, Shipper
@@ -63,7 +64,9 @@ class SourceSide(Side):
         if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
-        wanted = network_of(plan.get("network"))
+        self._network = self._checked_network(plan, state["bundle"])
+        self._find_ends()
+        inode = netns.inode(self._network.name) if self._network is not None else None
         self._take(migration_id, container, coordinator, new=True)
         directory: Path | None = None
         try:
@@ -71,9 +74,8 @@ class SourceSide(Side):
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
-            self._journal.append(
-                "plan", "made", sync=True, **{**plan, "created": state.get("created", ""), "boot_id": locks.boot_id()}
-            )
+            noted = {"created": state.get("created", ""), "boot_id": locks.boot_id(), "network_inode": inode}
+            self._journal.append("plan", "made", sync=True, **{**plan, **noted})
         except BaseException as e:
             if directory is not None:
                 records.remove(migration_id)
@@ -82,8 +84,14 @@ class SourceSide(Side):
                 raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
             raise
         self._bundle, self._created, self._pid = state["bundle"], state.get("created", ""), state["pid"]
-        self._network = wanted
-        self._find_ends()
+
+    @staticmethod
+    def _checked_network(plan: dict[str, Any], bundle: str) -> Network | None:
+        """Return the network that moves along, which must be the container's. Raises: ProtocolError, MigrateError."""
+        wanted = network_of(plan.get("network"))
+        if wanted is not None and wanted.name != probe.network_name(bundle):
+            raise ProtocolError(f"the network {wanted.name} of the plan is not the container's")
+        return wanted
 
     def journal(self, phase: str, mark: str, sync: bool = False, fields: dict[str, Any] | None = None) -> None:
         """Append an entry to the journal."""
@@ -117,6 +125,7 @@ class SourceSide(Side):
     def leave(self) -> None:
         """Remove what the move had here while it went on. Idempotent."""
         self._close_data()
+        self._end_announcer()
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -347,9 +356,23 @@ class SourceSide(Side):
         migration = self._migration()
         self._decided = True
         durable.write(places.decision(migration), durable.COMMIT)
-        # Its kernel would go on to answer for the address; should this fail, the target's announcements come later.
+        self._silence()
+
+    def _silence(self) -> None:
+        """Have the kernel answer for the container's addresses no more. Should it fail, the target's announcements come later."""
         with contextlib.suppress(NetworkFailed):
             netns.disconnect(self._ends)
+
+    def _adopt_network(self, plan: dict[str, Any]) -> None:
+        """Take the network of a move that was left behind for ours, when it is still the same one."""
+        try:
+            found = network_of(plan.get("network"))
+            if found is None or plan.get("boot_id") != locks.boot_id() or plan.get("network_inode") != netns.inode(found.name):
+                return
+            self._network = found
+            self._find_ends()
+        except (MigrateError, OSError):
+            return  # what is not known of it must not stand in the way of the container
 
     def revoke(self) -> None:
         """Take the decision back: it is certain that the target does not run. Idempotent."""
@@ -386,9 +409,7 @@ class SourceSide(Side):
         plan = records.plan(directory)
         self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
-        if plan.get("boot_id") == locks.boot_id():
-            self._network = network_of(plan.get("network"))
-            self._find_ends()
+        self._adopt_network(plan)
         try:
             left = records.left(directory)
             self._decided = left.decision != Decision.NONE
@@ -399,6 +420,8 @@ class SourceSide(Side):
         except BaseException:
             self._leave()
             raise
+        if left.decision == Decision.COMMIT and not left.ran_on:
+            self._silence()  # whoever decided may have been killed before it had done so
         # It does not stand in the way of all else: the next `runtime update` puts it back, too.
         with contextlib.suppress(RuntimeFailed):
             self._speed_up()
@@ -426,9 +449,9 @@ class SourceSide(Side):
         """Let the container run on. Idempotent. Raises: RuntimeFailed, NetworkFailed."""
         if self._decided:
             raise ProtocolError("the decision was not taken back")
-        netns.connect(self._ends)
         if self.look() == "frozen":
             command.run("resume", self._container)
+        self._join_network()
 
     def freeze_now(self) -> None:
         """Stop the container where it is: a second copy runs. Idempotent. Raises: RuntimeFailed."""
@@ -444,10 +467,13 @@ class SourceSide(Side):
             if self._created and state.get("created") != self._created:
                 return  # another one has taken its name, and maybe its bundle
             command.run("delete", "--force", self._container)
-        if self._network is not None and netns.exists(self._network.name) and not netns.users(self._network.name):
-            netns.remove(self._network.name)
         if not keep_bundle:
             remove_bundle(self._bundle, self._migration())
+        if self._network is not None and netns.exists(self._network.name):
+            if users := netns.users(self._network.name):
+                words = f"the network {self._network.name} is kept: {', '.join(users)} use it"
+                raise NetworkFailed(words, hint="remove it by hand")
+            netns.remove(self._network.name)
 
 
 def remove_bundle(bundle: str, migration_id: str) -> None:

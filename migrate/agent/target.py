@@ -23,7 +23,6 @@ from migrate import command, durable, locks, netns, places, probe, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.side import Side, checked_flags, network_of, wipe
 from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
-from migrate.netns import Announcer
 from migrate.recover import Target, on_target
 from migrate.warm import warm
 
@@ -35,7 +34,6 @@ class TargetSide(Side):
     _bundle = ""
     _inode: int | None = None
     _network_inode: int | None = None
-    _announcer: Announcer | None = None
     _made_parents: tuple[str, ...] = ()
     _prepared = False
     _released = False
@@ -128,9 +126,11 @@ class TargetSide(Side):
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
             arguments.append("--wipe")
         self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
-        self._find_ends()
-        if self._network is not None and self._announcer is None:
-            self._announcer = Announcer(self._network.name)
+        if self._network is not None:
+            self._find_ends()
+            if len(self._ends) != len(self._network.interfaces):
+                raise NetworkFailed(f"the network {self._network.name} is not what it was made as: is its bridge still there?")
+            self._start_announcer()
         if not pre_copy:
             warm(2 * memory_bytes)  # for the images, and for the processes
 
@@ -164,19 +164,11 @@ class TargetSide(Side):
             if state is None or state["status"] == "paused":
                 self._released = False
                 durable.write(word, durable.UNDECIDED)
-                netns.disconnect(self._ends)
+                with contextlib.suppress(NetworkFailed):
+                    netns.disconnect(self._ends)
                 raise
             # Who held it ended after it had let go.
         self._ran(word)
-
-    def _join_network(self) -> None:
-        """Let the container's network be heard, and tell its neighbours where it is. Idempotent. Raises: NetworkFailed."""
-        if self._network is None:
-            return
-        if self._announcer is None:
-            self._announcer = Announcer(self._network.name)
-        netns.connect(self._ends)
-        self._announcer.announce(self._network)
 
     @staticmethod
     def _ran(word: Path) -> None:
@@ -193,7 +185,9 @@ class TargetSide(Side):
             raise
 
     def settle(self) -> None:
-        """Have the target's files on disk before the source's go."""
+        """Have the target's files on disk, and its network joined, before the source's go. Raises: NetworkFailed."""
+        if self._taken_over:
+            self._join_network()  # whoever released it may have been killed before it had done so
         os.sync()
 
     def confirm(self) -> None:
@@ -264,11 +258,6 @@ class TargetSide(Side):
             # Made, but not noted: then nobody uses it.
             if found == self._network_inode if self._network_inode is not None else not netns.users(self._network.name):
                 netns.remove(self._network.name)
-
-    def _end_announcer(self) -> None:
-        if self._announcer is not None:
-            self._announcer.close()
-            self._announcer = None
 
     def stream_lost(self) -> None:
         if self._id is None:
@@ -356,7 +345,6 @@ class TargetSide(Side):
         self._inode = note.get("inode")
         if note.get("boot_id") == locks.boot_id():
             self._network, self._network_inode = network_of(note.get("network")), note.get("network_inode")
-            self._find_ends()
         word = durable.read(places.released(migration))
         state = command.state(self._container)
         # One of another bundle is another container that has taken the name.
@@ -371,7 +359,6 @@ class TargetSide(Side):
             )
         if found == Target.RUNNING:
             self._released = True
-            self._join_network()
             self._ran(places.released(migration))  # also when it was somebody else who let it
         return found
 
@@ -387,7 +374,6 @@ class TargetSide(Side):
             self._write_released(places.released(self._migration()))
             self._released = True
             command.run("resume", self._container)
-            self._join_network()
             self._ran(places.released(self._migration()))
 
     def _tell(self, word: str) -> None:

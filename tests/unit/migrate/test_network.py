@@ -40,7 +40,7 @@ def inside(**changes: Any) -> dict[str, Any]:
 
 
 def test_links() -> None:
-    addresses = network.read_addresses(
+    addresses, unsure = network.read_addresses(
         [
             {
                 "ifname": "eth0",
@@ -52,7 +52,8 @@ def test_links() -> None:
             }
         ]
     )
-    found, unsupported = network.read_links([{"ifindex": 1, "ifname": "lo"}, inside()], OUTSIDE, addresses)
+    assert unsure == ()
+    found, unsupported = network.read_links([{"ifindex": 1, "ifname": "lo"}, inside()], OUTSIDE, addresses, 0)
     expected = (Address("10.0.0.2/24", "10.0.0.255"), Address("fd00::2/64", "", False))
     assert found == (Interface("eth0", "02:00:00:00:00:01", 1400, "web0", "br0", expected),)
     assert unsupported == ()
@@ -65,13 +66,26 @@ def test_links() -> None:
         inside(ifindex=5, link_index=8),  # on no bridge
         inside(ifindex=6, link_index=9),  # not across namespaces
         inside(ifindex=9),  # the other end is another one's
-        inside(linkinfo={"info_kind": "macvlan"}),
+        inside(linkinfo={"info_kind": "macvlan"}, flags=["UP"]),
         {"ifindex": 4, "ifname": "enp0s3"},  # a device of the host's that was moved in
     ],
 )
 def test_what_cannot_be_made_anew_is_said(link: dict[str, Any]) -> None:
-    found, unsupported = network.read_links([link], OUTSIDE, {})
+    found, unsupported = network.read_links([link], OUTSIDE, {}, 0)
     assert found == () and unsupported[0].startswith(link["ifname"])
+
+
+def test_numbers_of_another_namespace_are_not_taken_for_ours() -> None:
+    for namespace_id in (1, None):
+        found, unsupported = network.read_links([inside()], OUTSIDE, {}, namespace_id)
+        assert found == () and len(unsupported) == 1
+
+
+def test_addresses_that_cannot_be_made_anew() -> None:
+    loopback = {"ifname": "lo", "addr_info": [{"local": "127.0.0.1", "prefixlen": 8}, {"local": "10.7.7.7", "prefixlen": 32}]}
+    to_one = {"ifname": "eth0", "addr_info": [{"local": "10.1.0.1", "address": "10.1.0.2", "prefixlen": 32}]}
+    _, unsupported = network.read_addresses([loopback, to_one])
+    assert unsupported == ("the address 10.7.7.7 of lo", "the address 10.1.0.1 of eth0")
 
 
 def test_routes_are_those_that_somebody_added() -> None:
@@ -145,6 +159,7 @@ def test_it_crosses_the_wire() -> None:
         (("interfaces", 0, "mtu"), "1400"),
         (("interfaces", 0, "addresses", 0, "address"), "10.0.0.2/24 dev lo"),
         (("routes", 0, "gateway"), "10.0.0.1\nlink del br0"),
+        (("routes", 0, "gateway"), "fe80::1%x dev lo"),
         (("routes", 0, "destination"), "0/0 dev lo"),
         (("routes", 0, "table"), "main\n"),
         (("routes", 0, "metric"), -2),
