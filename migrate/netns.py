@@ -134,11 +134,9 @@ def own_addresses() -> tuple[str, ...]:
 
 def make(net: Network) -> None:
     """Make a namespace and all that is in it, silent. Raises: NetworkFailed; nothing is left then."""
-    if exists(net.name):
-        raise NetworkFailed(f"there is a network namespace {net.name} already", hint=f"remove it: ip netns del {net.name}")
     if missing := {i.bridge for i in net.interfaces} - set(bridges()):
         raise NetworkFailed(f"there is no bridge {', '.join(sorted(missing))} here, or it filters VLANs")
-    _run("ip", "netns", "add", net.name)
+    _run("ip", "netns", "add", net.name)  # fails when somebody has one of that name: it stays theirs
     try:
         _batch("-n", net.name, lines=["link set lo up"])
         taken = {d["ifname"] for d in _json("ip", "-j", "link")}
@@ -147,7 +145,7 @@ def make(net: Network) -> None:
             taken.add(peer)
             _make_pair(net.name, interface, peer)
         for key, value in net.sysctl.items():
-            _write_sysctl(net.name, key.replace(".", "/"), value)
+            _run(*_inside(net.name), "tee", "/proc/sys/" + key.replace(".", "/"), given=value)
         for is_ipv6, family in ((False, "-4"), (True, "-6")):
             _batch(family, "-n", net.name, lines=[_route(r) for r in net.routes if r.is_ipv6 == is_ipv6])
     except BaseException:
@@ -161,9 +159,7 @@ def _make_pair(name: str, interface: Interface, peer: str) -> None:
     pair = f"name {peer} mtu {mtu} type veth peer name {device} address {interface.mac} mtu {mtu} netns {name}"
     _run("ip", "link", "add", *pair.split())
     _run("ip", "link", "set", "dev", peer, "master", interface.bridge)
-    # The address is in use, on the source: to ask for it would find that out, and take it away from us.
-    with contextlib.suppress(NetworkFailed):  # without IPv6 there is nothing to ask for
-        _write_sysctl(name, f"net/ipv6/conf/{device}/accept_dad", "0")
+    # nodad: an address that is asked for is not ours before somebody hears the question, and nobody is to hear it.
     lines = [f"link set dev {device} up"]
     for a in interface.addresses:
         words = [] if a.own_prefix else ["noprefixroute"]
@@ -191,10 +187,6 @@ def _route(route: Route) -> str:
 def _batch(*options: str, lines: list[str]) -> None:
     if lines:
         _run("ip", *options, "-batch", "-", given="".join(f"{line}\n" for line in lines))
-
-
-def _write_sysctl(name: str, path: str, value: str) -> None:
-    _run(*_inside(name), "tee", f"/proc/sys/{path}", given=value)
 
 
 def peers(name: str) -> list[str]:

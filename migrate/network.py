@@ -18,7 +18,7 @@ _DEVICE = re.compile(r"(?!-|\.\.?$)[A-Za-z0-9_.@-]{1,15}")
 _IP = re.compile(r"[0-9a-fA-F.:/]{2,60}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+")
-_TABLE, _PROTOCOL = re.compile(r"[a-z0-9_]{1,20}"), re.compile(r"[a-z0-9_]{1,20}")
+_WORD = re.compile(r"[a-z0-9_]{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,6 @@ class Network:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @property
-    def path(self) -> str:
-        return f"{DIRECTORY}/{self.name}"
 
     @property
     def addresses(self) -> list[str]:
@@ -158,9 +154,9 @@ def _route(d: dict[str, Any]) -> Route:
         device=_matching(_DEVICE, d["device"]),
         gateway=_ip(d["gateway"]) if d["gateway"] else "",
         source=_ip(d["source"]) if d["source"] else "",
-        scope=_matching(_TABLE, d["scope"]) if d["scope"] else "",
-        protocol=_matching(_PROTOCOL, d["protocol"]) if d["protocol"] else "",
-        table=_matching(_TABLE, d["table"]) if d["table"] else "",
+        scope=_matching(_WORD, d["scope"]) if d["scope"] else "",
+        protocol=_matching(_WORD, d["protocol"]) if d["protocol"] else "",
+        table=_matching(_WORD, d["table"]) if d["table"] else "",
         metric=metric,
         onlink=bool(d["onlink"]),
         is_ipv6=bool(d["is_ipv6"]),

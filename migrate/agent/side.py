@@ -175,9 +175,9 @@ class Side:
         if self._network is not None:
             self._ends = netns.peers(self._network.name)
 
-    def _start_announcer(self) -> Announcer | None:
-        if self._network is not None and self._announcer is None:
-            self._announcer = Announcer(self._network.name)
+    def _start_announcer(self, network: Network) -> Announcer:
+        if self._announcer is None:
+            self._announcer = Announcer(network.name)
         return self._announcer
 
     def _end_announcer(self) -> None:
@@ -189,12 +189,11 @@ class Side:
         """Let the container's network be heard, and tell its neighbours where it is. Idempotent. Raises: NetworkFailed."""
         if self._network is None:
             return
-        announcer = self._start_announcer()
+        announcer = self._start_announcer(self._network)
         if not self._ends:
             self._find_ends()
         netns.connect(self._ends)
-        if announcer is not None:
-            announcer.announce(self._network)
+        announcer.announce(self._network)
 
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:
         """Return the command that leads from here to an agent on another host. Raises: ProtocolError."""

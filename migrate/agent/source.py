@@ -420,14 +420,15 @@ class SourceSide(Side):
         except BaseException:
             self._leave()
             raise
-        if left.decision == Decision.COMMIT and not left.ran_on:
-            self._silence()  # whoever decided may have been killed before it had done so
         # It does not stand in the way of all else: the next `runtime update` puts it back, too.
         with contextlib.suppress(RuntimeFailed):
             self._speed_up()
+        state = self.look()
+        if left.decision == Decision.COMMIT and state == "frozen":
+            self._silence()  # whoever decided may have been killed before it had done so
         return {
             "decision": left.decision,
-            "state": self.look(),
+            "state": state,
             "plan": plan,
             "was_released": left.was_released,
             "ran_on": left.ran_on,

@@ -72,7 +72,7 @@ class TargetSide(Side):
         except BaseException:
             self._leave()
             raise
-        self._bundle, self._network = bundle, wanted
+        self._bundle = bundle
         parents = []
         parent = path.parent
         while not parent.exists():
@@ -95,9 +95,9 @@ class TargetSide(Side):
                 os.mkdir(made, 0o755)
             path.mkdir(mode=0o700)
             self._inode = path.stat().st_ino
-            if self._network is not None:
-                netns.make(self._network)
-                self._network_inode = netns.inode(self._network.name)
+            if wanted is not None:
+                netns.make(wanted)
+                self._network, self._network_inode = wanted, netns.inode(wanted.name)
             self._note(directory, {**note, "inode": self._inode, "network_inode": self._network_inode})
             (places.working(migration_id) / ALLOWED).write_text(bundle)
         except (OSError, NetworkFailed) as e:
@@ -130,7 +130,7 @@ class TargetSide(Side):
             self._find_ends()
             if len(self._ends) != len(self._network.interfaces):
                 raise NetworkFailed(f"the network {self._network.name} is not what it was made as: is its bridge still there?")
-            self._start_announcer()
+            self._start_announcer(self._network)
         if not pre_copy:
             warm(2 * memory_bytes)  # for the images, and for the processes
 
