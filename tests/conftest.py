@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from tests.helpers.served import Network
 settings.register_profile("ferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ferry")
 
+LONG = ("tests/integration/", "tests/e2e/", "tests/guest/", "tests/vm/")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-minutes", type=float, default=1.0, help="how long tests/soak goes on")
@@ -35,18 +36,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if privileged and os.geteuid() != 0:
         pytest.exit("integration and end-to-end tests need root; `make check` runs the others", returncode=1)
     left_out = {i for i in items if os.environ.get("RUNTIME") and i.get_closest_marker("ferry")}
-    left_out |= {i for i in items if not _has_turn(i)}
+    left_out |= _of_other_turns(items)
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [i for i in items if i not in left_out]
 
 
-def _has_turn(item: pytest.Item) -> bool:
-    """Say whether a test is in this run's share: $FERRY_SHARE=3 runs a third of the long ones, another one with each commit."""
+def _of_other_turns(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return what is not in this run's share: $FERRY_SHARE=3 runs every third one of the long tests, others with each commit."""
     shares = int(os.environ.get("FERRY_SHARE") or 1)
-    if shares == 1 or not {"integration", "e2e"} & set(item.path.parts):
-        return True
-    return zlib.crc32(item.nodeid.encode()) % shares == commits() % shares
+    long = [i for i in items if i.nodeid.startswith(LONG)]
+    return {item for at, item in enumerate(long) if at % shares != commits() % shares}
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ NO_REMAINS = {
 
 
 def commits() -> int:
-    """Return how many commits there are: what goes round in turns goes on with each."""
+    """Return how many commits there are: what goes round in turns goes on with each. In a guest, $FERRY_COMMITS knows."""
+    if known := os.environ.get("FERRY_COMMITS"):
+        return int(known)
     done = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return int(done.stdout.strip() or 0)
 
