@@ -15,12 +15,9 @@ import pytest
 from runtime.memory.tracker import supported
 from tests.e2e.test_move import BUNDLE, NAME, start_python
 from tests.helpers.bed import Bed
+from tests.helpers.bridged import ADDRESS, ADDRESS6, CLIENT6, MAC, NET, attach, detach
 from tests.helpers.oci import wait_for
 from tests.helpers.stopped import Stopped
-
-NET, MAC = "web", "02:fe:00:00:01:20"
-ADDRESS, ADDRESS6 = "198.51.100.20", "fd00:feed::20"
-CLIENT6 = "fd00:feed::100"
 
 # Answers each connection with what it says, and counts, so that two of it would be seen.
 SERVER = f"""
@@ -74,23 +71,6 @@ class Client:
         self._process.communicate()
 
 
-def attach(bed: Bed, host: str, bridge: str = "br0") -> None:
-    """Make the container's network on a host as an administrator would."""
-    script = f"""
-        ip netns add {NET}
-        ip link add web0 mtu 1400 type veth peer name eth0 address {MAC} mtu 1400 netns {NET}
-        ip link set web0 master {bridge} up
-        ip -n {NET} link set lo up
-        ip -n {NET} link set eth0 up
-        ip -n {NET} addr add {ADDRESS}/24 brd + dev eth0
-        ip -n {NET} addr add {ADDRESS6}/64 dev eth0 nodad
-        ip -n {NET} route add default via 198.51.100.100
-        ip -n {NET} route add 192.88.99.0/24 via 198.51.100.1 src {ADDRESS} metric 7
-        ip -n {NET} -6 route add default via {CLIENT6}
-    """
-    bed.ok(host, "sh", "-ec", script)
-
-
 def seen_inside(bed: Bed, host: str) -> Any:
     """Return what a program in the network sees of it."""
     addresses = json.loads(bed.ok(host, "ip", "-j", "-n", NET, "addr"))
@@ -125,7 +105,7 @@ def served(bed: Bed) -> Iterator[Bed]:
     yield bed
     bed.clean()
     for host in ("host1", "host2"):
-        bed.run(host, "sh", "-c", f"ip netns del {NET}; ip link del web0")
+        detach(bed, host)
 
 
 @pytest.fixture

@@ -61,6 +61,10 @@ class Bed:
         """Carry the packets of a host again. Idempotent."""
         subprocess.run(self._bed("mend", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
 
+    def shape(self, rate: str) -> None:
+        """Have the cables of both hosts carry no more than this in each direction, e.g. 1gbit."""
+        subprocess.run(self._bed("shape", rate), stdin=subprocess.DEVNULL, check=True, timeout=60)
+
     def argv(self, host: str, *args: str) -> list[str]:
         return self._bed("exec", host, *args)
 
