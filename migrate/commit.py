@@ -36,8 +36,8 @@ def commit(
     timeline: Timeline,
     on_asked: Callable[[], None],
     on_released: Callable[[], None],
-) -> Any:
-    """Decide, release, kill; return CRIU's statistics of the dump.
+) -> dict[str, Any]:
+    """Decide, release, kill; return CRIU's statistics of the dump, and how many frames that came meanwhile were handed on.
 
     `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs.
 
@@ -48,11 +48,15 @@ def commit(
         target.call("ping")  # decided with a target that cannot be reached, the source would stand still until it can
     on_asked()
     with timeline.span("decide, on disk", "source"):
-        source.call("decide")
+        kept = source.call("decide")
     log.append(Phase.COMMIT, "decided")
     with timeline.span("release, on disk; it runs", "target"):
-        target.call("release")
+        handed_on = target.call("release", frames=kept["frames"])["frames"]
     on_released()
+    if kept["kept"]:
+        # What came after that, until its neighbours knew where it is now.
+        with timeline.span("hand on what came for it", "source"):
+            handed_on += target.call("deliver", frames=source.call("frames")["frames"])["frames"]
     log.append(Phase.COMMIT, "released", sync=True)
     source.call("kill")
-    return source.call("killed")["stats"]
+    return {"dump_stats": source.call("killed")["stats"], "frames": handed_on}

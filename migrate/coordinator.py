@@ -261,10 +261,10 @@ class _Move:
     def _commit(self) -> None:
         started = self._begin(Phase.COMMIT)
         with self._timeline.span(Phase.COMMIT):
-            stats = commit.commit(
+            details = commit.commit(
                 self._context.source, self._context.target, self._log, self._timeline, self._on_asked, self._on_released
             )
-        self._end(Phase.COMMIT, started, {"dump_stats": stats})
+        self._end(Phase.COMMIT, started, details)
 
     def _on_asked(self) -> None:
         """From here on ^C must not tear anything down: the move goes forward, and says so."""

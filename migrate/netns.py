@@ -189,23 +189,31 @@ def _batch(*options: str, lines: list[str]) -> None:
         _run("ip", *options, "-batch", "-", given="".join(f"{line}\n" for line in lines))
 
 
-def peers(name: str) -> list[str]:
-    """Return the host's ends of the interfaces of a namespace; none where there is no such namespace. Raises: NetworkFailed."""
+def joints(name: str) -> list[Interface]:
+    """Return the interfaces of a namespace, without addresses, as they are joined to this host; in the order of their names.
+
+    There are none where there is no such namespace. Raises: NetworkFailed.
+    """
     if not exists(name):
         return []
     inside, outside = _json("ip", "-d", "-j", "-n", name, "link"), _json("ip", "-d", "-j", "link")
     interfaces, _ = network.read_links(inside, outside, {}, _id(name))
-    return [i.peer for i in interfaces]
+    return sorted(interfaces, key=lambda i: i.name)
 
 
-def connect(ends: list[str]) -> None:
+def ports(bridge: str) -> list[str]:
+    """Return the ports of a bridge. Raises: NetworkFailed."""
+    return [str(d["ifname"]) for d in _json("ip", "-j", "link", "show", "master", bridge) if "ifname" in d]
+
+
+def connect(joints: list[Interface]) -> None:
     """Put the host's ends up: there is a carrier, and the bridge forwards at once. Idempotent. Raises: NetworkFailed."""
-    _batch(lines=[f"link set dev {end} up" for end in ends])
+    _batch(lines=[f"link set dev {i.peer} up" for i in joints])
 
 
-def disconnect(ends: list[str]) -> None:
+def disconnect(joints: list[Interface]) -> None:
     """Take the carrier away. Idempotent. Raises: NetworkFailed."""
-    _batch(lines=[f"link set dev {end} down" for end in ends])
+    _batch(lines=[f"link set dev {i.peer} down" for i in joints])
 
 
 def remove(name: str) -> None:
@@ -214,8 +222,8 @@ def remove(name: str) -> None:
         return
     # With the namespace alone they would go, too, but some time later.
     with contextlib.suppress(NetworkFailed):
-        for end in peers(name):
-            _run("ip", "link", "del", "dev", end)
+        for joint in joints(name):
+            _run("ip", "link", "del", "dev", joint.peer)
     _run("ip", "netns", "del", name)
 
 

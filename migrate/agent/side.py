@@ -15,7 +15,7 @@ from migrate.errors import MigrateError, ProtocolError
 from migrate.host import Address
 from migrate.locks import Lock
 from migrate.netns import Announcer
-from migrate.network import Network
+from migrate.network import Interface, Network
 from migrate.wire import Wire
 
 OnEvent = Callable[..., None]
@@ -111,7 +111,7 @@ class Side:
         self._slot: Lock | None = None
         self._held: Held | None = None
         self._network: Network | None = None
-        self._ends: list[str] = []  # what joins the network to this host
+        self._joints: list[Interface] = []  # of the network and this host
         self._announcer: Announcer | None = None
 
     def before(self, verb: str) -> None:
@@ -170,10 +170,10 @@ class Side:
         self._held = Held([*arguments, *checked_flags(flags)], self._container, (self._lock.fd, *inherited))
         return self._held
 
-    def _find_ends(self) -> None:
+    def _find_joints(self) -> None:
         """Look where the network is joined to this host: so early that nobody waits for it. Raises: NetworkFailed."""
         if self._network is not None:
-            self._ends = netns.peers(self._network.name)
+            self._joints = netns.joints(self._network.name)
 
     def _start_announcer(self, network: Network) -> Announcer:
         if self._announcer is None:
@@ -190,9 +190,9 @@ class Side:
         if self._network is None:
             return
         announcer = self._start_announcer(self._network)
-        if not self._ends:
-            self._find_ends()
-        netns.connect(self._ends)
+        if not self._joints:
+            self._find_joints()
+        netns.connect(self._joints)
         announcer.announce(self._network)
 
     def _connection(self, address: dict[str, Any], remote_command: str) -> list[str]:

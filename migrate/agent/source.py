@@ -14,6 +14,7 @@ from typing import Any
 
 from migrate import command, durable, locks, netns, places, probe, records
 from migrate.agent.side import Side, network_of, wipe
+from migrate.backlog import Backlog
 from migrate.command import Held
 from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
@@ -46,6 +47,8 @@ class SourceSide(Side):
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
     _slowed = False
+    _ports: tuple[str, ...] = ()  # of the bridges that the network is joined to
+    _backlog: Backlog | None = None
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -65,7 +68,8 @@ class SourceSide(Side):
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
         self._network = self._checked_network(plan, state["bundle"])
-        self._find_ends()
+        self._find_joints()
+        self._ports = tuple(port for bridge in {i.bridge for i in self._joints} for port in netns.ports(bridge))
         inode = netns.inode(self._network.name) if self._network is not None else None
         self._take(migration_id, container, coordinator, new=True)
         directory: Path | None = None
@@ -126,6 +130,9 @@ class SourceSide(Side):
         """Remove what the move had here while it went on. Idempotent."""
         self._close_data()
         self._end_announcer()
+        if self._backlog is not None:
+            self._backlog.close()
+            self._backlog = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -303,6 +310,7 @@ class SourceSide(Side):
         held = self._hold()
         held.say("go")
         held.event("frozen", _FROZEN_S)
+        self._keep_frames()
         frozen = time.monotonic()
         self._data().hurry()
         if self._tree is None:
@@ -351,17 +359,34 @@ class SourceSide(Side):
         images = places.images(self._migration())
         return self._told(self._data().send_tree(Tree(images, watched=False), str(images), self._progress()))
 
-    def decide(self) -> None:
-        """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known."""
+    def _keep_frames(self) -> None:
+        """From now on keep what comes for the container. Should that not be possible, it is sent again."""
+        if self._joints:
+            with contextlib.suppress(OSError):
+                self._backlog = Backlog(self._joints, self._ports)
+
+    def frames(self) -> dict[str, Any]:
+        """Return what has come for the container since it was frozen, or since the last time that this was asked.
+
+        `kept` says whether anything is kept here at all.
+        """
+        return {"kept": self._backlog is not None, "frames": self._backlog.take() if self._backlog is not None else []}
+
+    def decide(self) -> dict[str, Any]:
+        """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known.
+
+        Returns what `frames` does.
+        """
         migration = self._migration()
         self._decided = True
         durable.write(places.decision(migration), durable.COMMIT)
         self._silence()
+        return self.frames()
 
     def _silence(self) -> None:
         """Have the kernel answer for the container's addresses no more. Should it fail, the target's announcements come later."""
         with contextlib.suppress(NetworkFailed):
-            netns.disconnect(self._ends)
+            netns.disconnect(self._joints)
 
     def _adopt_network(self, plan: dict[str, Any]) -> None:
         """Take the network of a move that was left behind for ours, when it is still the same one."""
@@ -370,7 +395,7 @@ class SourceSide(Side):
             if found is None or plan.get("boot_id") != locks.boot_id() or plan.get("network_inode") != netns.inode(found.name):
                 return
             self._network = found
-            self._find_ends()
+            self._find_joints()
         except (MigrateError, OSError):
             return  # what is not known of it must not stand in the way of the container
 

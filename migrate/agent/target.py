@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, locks, netns, places, probe, records
+from migrate import backlog, command, durable, locks, netns, places, probe, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.side import Side, checked_flags, network_of, wipe
 from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
@@ -127,8 +127,8 @@ class TargetSide(Side):
             arguments.append("--wipe")
         self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
         if self._network is not None:
-            self._find_ends()
-            if len(self._ends) != len(self._network.interfaces):
+            self._find_joints()
+            if len(self._joints) != len(self._network.interfaces):
                 raise NetworkFailed(f"the network {self._network.name} is not what it was made as: is its bridge still there?")
             self._start_announcer(self._network)
         if not pre_copy:
@@ -147,15 +147,21 @@ class TargetSide(Side):
         spans = [["prepare the restore", 0, elapsed_s - criu_s], ["restore", elapsed_s - criu_s, criu_s]]
         return {"pid": told["pid"], "spans": spans}
 
-    def release(self) -> None:
-        """Let the restored container run, which was decided. Raises: MigrateError; nothing of it has run then."""
+    def release(self, frames: Any = ()) -> dict[str, Any]:
+        """Let the restored container run, which was decided, and give it what has come for it meanwhile.
+
+        Returns how many frames it was given. Raises: MigrateError; nothing of it has run then.
+        """
         held = self._hold()
+        waiting = backlog.read(list(frames), self._joints)
+        given = 0
         word = places.released(self._migration())
         self._write_released(word)
         self._released = True
         held.say("commit")
         try:
             self._join_network()
+            given = backlog.deliver(waiting)
             held.event("resumed", _RELEASE_S)
         except RuntimeFailed:
             if held.alive():
@@ -165,10 +171,17 @@ class TargetSide(Side):
                 self._released = False
                 durable.write(word, durable.UNDECIDED)
                 with contextlib.suppress(NetworkFailed):
-                    netns.disconnect(self._ends)
+                    netns.disconnect(self._joints)
                 raise
             # Who held it ended after it had let go.
         self._ran(word)
+        return {"frames": given}
+
+    def deliver(self, frames: Any) -> dict[str, Any]:
+        """Give the container, which runs here, what has come for it on the source. Returns how many frames it was given."""
+        if not self._released:
+            raise ProtocolError("the container was not released here")
+        return {"frames": backlog.deliver(backlog.read(frames, self._joints))}
 
     @staticmethod
     def _ran(word: Path) -> None:

@@ -136,6 +136,7 @@ def test_clients_stay_connected(served: Bed, clients: list[Client]) -> None:
         assert namespaces(bed, here) == [] and namespaces(bed, there) == [NET]
         assert "web0" not in bed.ok(here, "ip", "link"), "the end of the cable is left"
         assert seen_inside(bed, there) == before
+        assert report["details"]["commit"]["frames"] > 0, "nothing of what came meanwhile was handed on"
     seen = [client.stop()[0] for client in clients]
     assert min(seen) > 200
 

@@ -60,7 +60,7 @@ LAYERS = (
         "network",
         "announce",
     },
-    {"wire", "report", "host", "journal", "recover", "facts", "netns"},
+    {"wire", "report", "host", "journal", "recover", "facts", "netns", "backlog"},
     {"preflight"},
     {"outlet"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},
