@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from migrate.cli.options import from_option, move_options
-from migrate.cli.progress import Progress
+from migrate.cli import progress
+from migrate.cli.options import doing_options, from_option, move_options
 from migrate.coordinator import Survey, move
 from migrate.errors import EXIT_CODES, Outcome, from_dict
 from migrate.plan import Plan, Request
@@ -19,16 +19,15 @@ from migrate.report import human_bytes, sentence
 @click.command(help="Move a running container to another host; with --from, from another host, too.")
 @move_options
 @from_option
-@click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing.")
-@click.option("--keep-source", is_flag=True, help="Keep the container's files on the host that it leaves.")
+@doing_options
 @click.argument("container")
 @click.argument("host")
-def command(container: str, host: str, source: str, dry_run: bool, as_json: bool, **options: Any) -> int:
-    return run(Request(container, source, host, **options), dry_run, as_json)
+def command(container: str, host: str, source: str, dry_run: bool, as_json: bool, shown: str, **options: Any) -> int:
+    return run(Request(container, source, host, **options), dry_run, as_json, shown)
 
 
-def run(request: Request, dry_run: bool, as_json: bool) -> int:
-    """Move, or say what would be done; return the exit status."""
+def run(request: Request, dry_run: bool, as_json: bool, shown: str) -> int:
+    """Move, or say what would be done; return the exit status. `shown` is how it is shown meanwhile."""
     if dry_run:
         survey = Survey(request)
         try:
@@ -37,9 +36,11 @@ def run(request: Request, dry_run: bool, as_json: bool) -> int:
             survey.close()
         click.echo(json.dumps(plan.as_dict(), indent=2) if as_json else _words(plan))
         return 0
-    progress = Progress(sys.stderr, quiet=as_json)
-    report = move(request, progress)
-    progress.close()
+    watching = progress.make(shown, sys.stderr, as_json)
+    try:
+        report = move(request, watching)
+    finally:
+        watching.close()
     if as_json:
         click.echo(json.dumps(report.as_dict()))
     else:

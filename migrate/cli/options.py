@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from migrate.cli.progress import KINDS
+
 _LEAST_RATE = 100_000
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,6 +47,23 @@ def remote_option(f: F) -> F:
 
 def json_option(f: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(f)
+
+
+def doing_options(f: F) -> F:
+    """Add what `move` and `pull` have in common, and `check` has not."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print what would be done; touch nothing."),
+        click.option("--keep-source", is_flag=True, help="Keep the container's files on the host that it leaves."),
+        click.option(
+            "--progress",
+            "shown",
+            type=click.Choice(KINDS),
+            default="auto",
+            help="On stderr: a live view (at a terminal), a line for each phase, a JSON object a line, or none (with --json).",
+        ),
+    ):
+        f = option(f)
+    return f
 
 
 def from_option(f: F) -> F:

@@ -1,56 +1,96 @@
-"""A move as it goes on: one line a phase, and on a terminal the running bytes and rate in it."""
+"""A move as it goes on: a live view for people at a terminal, lines otherwise, and JSON lines for programs.
+
+Each is called with (phase, event, fields), as the coordinator tells what happens, and is closed at the end.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TextIO
 
 from migrate.phase import WORDS, Phase
 from migrate.report import human_bytes
 
+KINDS = ("auto", "live", "plain", "json", "none")
 
-class Progress:
-    """Called with (phase, event, fields); writes to a stream unless it is quiet."""
 
-    def __init__(self, stream: TextIO, quiet: bool) -> None:
-        self._stream, self._quiet = stream, quiet
-        self._terminal = stream.isatty()
-        self._open_line = False
+class Progress(Protocol):
+    def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make(kind: str, stream: TextIO, as_json: bool) -> Progress:
+    """Return what shows a move on a stream; `auto` is nothing where the result is for a program."""
+    if kind == "auto":
+        kind = "none" if as_json else "live" if stream.isatty() else "plain"
+    if kind == "live":
+        from migrate.cli.live import Live  # it takes a while to import
+
+        return Live(stream)
+    kinds: dict[str, Callable[[TextIO], Progress]] = {"plain": Plain, "json": JsonLines, "none": Nothing}
+    return kinds[kind](stream)
+
+
+class Nothing:
+    def __init__(self, stream: TextIO) -> None:
+        pass
 
     def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None:
-        if self._quiet:
-            return
-        if event == "note":
-            self._rewrite(f"{phase:10} {fields['words']}", last=True)
-        elif event == "begin" and self._terminal:
-            self._rewrite(f"{phase:10} {WORDS[phase].doing} ...")
-        elif event == "progress" and self._terminal:
-            sent, total, rate = (fields[k] for k in ("sent_bytes", "total_bytes", "rate"))
-            self._rewrite(f"{phase:10} {human_bytes(sent)} of {human_bytes(total)}, {human_bytes(rate)}/s")
-        elif event == "iteration":
-            self._rewrite(f"{phase:10} {_iteration(fields)}", last=True)
-        elif event == "end":
-            self._rewrite(f"{phase:10} {_summary(phase, fields)}", last=True)
+        pass
 
-    def _rewrite(self, text: str, last: bool = False) -> None:
-        self._stream.write(f"\r\x1b[K{text}" if self._terminal else text)
-        if last:
-            self._stream.write("\n")
-        self._open_line = not last
+    def close(self) -> None:
+        pass
+
+
+class Plain:
+    """One line for what is done."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None:
+        if event == "note":
+            words = fields["words"]
+        elif event == "iteration":
+            words = iteration(fields)
+        elif event == "end":
+            words = summary(phase, fields)
+        else:
+            return
+        self._stream.write(f"{phase:10} {words}\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """End a line that a failure left open."""
-        if self._open_line and not self._quiet:
-            self._stream.write("\n")
+        pass
 
 
-def _iteration(fields: dict[str, Any]) -> str:
+class JsonLines:
+    """One object a line for everything, with `phase`, `event`, and `at_s`, the seconds since the first."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._started = stream, time.monotonic()
+
+    def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None:
+        at_s = round(time.monotonic() - self._started, 3)
+        self._stream.write(json.dumps({"phase": phase, "event": event, "at_s": at_s, **fields}) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+def iteration(fields: dict[str, Any]) -> str:
+    """Say what one pass over the memory sent, and what follows from it."""
     sent = f"memory, pass {fields['number']}: {human_bytes(fields['content_bytes'])} in {fields['seconds']:.2f} s"
     predicted = f"a downtime of {fields['predicted_ms']:.0f} ms is predicted"
     return f"{sent}; {fields['reason'] or predicted}"
 
 
-def _summary(phase: Phase, fields: dict[str, Any]) -> str:
+def summary(phase: Phase, fields: dict[str, Any]) -> str:
+    """Say what a phase took, and what it sent."""
     parts = []
     if "elapsed_ms" in fields:
         parts.append(f"{fields['elapsed_ms']:.0f} ms")

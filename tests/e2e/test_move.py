@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import stat
 import subprocess
+import threading
 import time
 from pathlib import Path
 from statistics import median
 
 import pytest
 
+from migrate.phase import Phase
 from migrate.story import lines, tell
 from tests.helpers.bed import BUNDLES, Bed
 from tests.helpers.bundle import BundleMaker, assert_gapless, counter, numbers
@@ -340,3 +344,29 @@ def test_fifty_moves_leave_everything_as_it_was(counting: Bed) -> None:
         commands = [[" ".join(p.split()[1:]) for p in inv[host]["PROCESSES"] if "sleep 0." not in p] for inv in (before, after)]
         assert commands[0] == commands[1]
     print(f"downtime of {moves} moves: median {median(downtimes):.0f} ms, largest {max(downtimes):.0f} ms")
+
+
+def test_it_is_shown_as_it_goes_on(counting: Bed) -> None:
+    """To a program line by line, to a person at a terminal as a view that is drawn again and again."""
+    done = counting.run("host1", "migrate", "move", "--progress", "json", NAME, "host2")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    ended = [e["phase"] for e in events if e["event"] == "end"]
+    assert ended == [str(p) for p in Phase]
+    ours, theirs = pty.openpty()
+    drawn: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # when nobody has the other end any more
+            while data := os.read(ours, 1 << 16):
+                drawn.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    back = counting.run("host2", "migrate", "move", NAME, "host1", stderr=theirs)
+    os.close(theirs)
+    reader.join()
+    os.close(ours)
+    text = b"".join(drawn).decode()
+    assert back.returncode == 0, text
+    assert "\x1b[" in text and text.count("✓") > len(Phase)
