@@ -49,7 +49,7 @@ test-moves:
 
 guest_tests := tests/guest $(addprefix tests/integration/test_,cgroups.py verbs.py lifecycle.py)
 test-guest:
-	@scripts/guest run 'FERRY_SHARE=$(FERRY_SHARE) FERRY_COMMITS=$(shell git rev-list --count HEAD) python3 -m pytest -q --color=no -p no:cacheprovider --timeout 240 --basetemp=/var/tmp/tests $(guest_tests)'
+	@scripts/guest run 'FERRY_SHARE=$(FERRY_SHARE) FERRY_COMMITS=$(shell git rev-list --count HEAD) python3 -m pytest -q --color=no -p no:cacheprovider --timeout 240 -m v2 --basetemp=/var/tmp/tests $(guest_tests)'
 
 test-vm:
 	@scripts/install-python

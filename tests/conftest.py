@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "v2: what is another thing on a host with cgroup v2 and systemd; run in a guest, too")
     config.addinivalue_line("markers", "ferry: what other runtimes do not have; left out when RUNTIME names one")
 
 

@@ -13,6 +13,7 @@ from tests.helpers.oci import Oci, wait_for
 from tests.helpers.scenario import Parked, Scenario
 from tests.integration.test_contents import SCENARIOS
 
+pytestmark = pytest.mark.v2
 HERE = ("credentials", "user namespaces", "time namespaces", "cgroup limits", "TCP, established", "inotify")
 
 

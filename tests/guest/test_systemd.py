@@ -14,6 +14,7 @@ from tests.helpers.bundle import BundleMaker
 from tests.helpers.cgroups import read, v2_only
 from tests.helpers.oci import Oci, wait_for
 
+pytestmark = pytest.mark.v2
 SYSTEMD = ("--systemd-cgroup",)
 
 

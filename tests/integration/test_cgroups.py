@@ -10,6 +10,8 @@ from runtime.cgroups.manager import host_layout
 from tests.helpers.bundle import BundleMaker, Config
 from tests.helpers.oci import Oci
 
+pytestmark = pytest.mark.v2
+
 
 def _file(pid: int, controller: str, v1: str, v2: str) -> str:
     """Return a limit's value from the container's own cgroup."""

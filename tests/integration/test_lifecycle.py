@@ -29,6 +29,7 @@ def test_create_waits_for_start(oci: Oci, bundles: BundleMaker) -> None:
     assert oci.status("c") == "running"
 
 
+@pytest.mark.v2
 @pytest.mark.ferry
 def test_no_process_of_ours_stays_after_start(oci: Oci, bundles: BundleMaker) -> None:
     oci.detached(bundles("sleep", "100"), "c")
@@ -58,6 +59,7 @@ def test_an_empty_list_is_null(oci: Oci) -> None:
     assert json.loads(oci.ok("list", "--format", "json")) is None
 
 
+@pytest.mark.v2
 def test_pause_stops_and_resume_goes_on(oci: Oci, bundles: BundleMaker) -> None:
     bundle = bundles(*counter())
     oci.detached(bundle, "c")
@@ -73,6 +75,7 @@ def test_pause_stops_and_resume_goes_on(oci: Oci, bundles: BundleMaker) -> None:
     wait_for(lambda: len(numbers(count)) > len(at), "counting after resume")
 
 
+@pytest.mark.v2
 def test_kill_and_delete(oci: Oci, bundles: BundleMaker) -> None:
     oci.detached(bundles("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done"), "c")
     refused = oci.run("delete", "c")
@@ -86,6 +89,7 @@ def test_kill_and_delete(oci: Oci, bundles: BundleMaker) -> None:
     assert gone.returncode != 0 and "does not exist" in gone.stderr
 
 
+@pytest.mark.v2
 def test_delete_force_kills_a_paused_container(oci: Oci, bundles: BundleMaker) -> None:
     oci.detached(bundles("sleep", "100"), "c")
     oci.ok("pause", "c")

@@ -23,6 +23,7 @@ def running(oci: Oci, bundles: BundleMaker) -> Oci:
     return oci
 
 
+@pytest.mark.v2
 @pytest.mark.parametrize(
     ("flags", "v1", "v2", "value"),
     [
@@ -43,6 +44,7 @@ def test_update_by_flags(running: Oci, flags: tuple[str, ...], v1: str, v2: str 
     assert read(running.state("c")["pid"], v1, v2 or "") == value
 
 
+@pytest.mark.v2
 @pytest.mark.parametrize("source", ["file", "stdin"])
 def test_update_by_a_document(running: Oci, tmp_path: Path, source: str) -> None:
     document = json.dumps({"memory": {"limit": 50 << 20}, "pids": {"limit": 44}})
@@ -56,6 +58,7 @@ def test_update_by_a_document(running: Oci, tmp_path: Path, source: str) -> None
     assert read(pid, "pids/pids.max", "pids.max") == "44"
 
 
+@pytest.mark.v2
 def test_update_raises_and_lowers_memory_and_swap(running: Oci) -> None:
     pid = running.state("c")["pid"]
     for memory, swap in (("64m", "64m"), ("128m", "256m"), ("32m", "32m")):
@@ -82,6 +85,7 @@ def test_update_with_what_is_wrong(running: Oci, document: Any, words: str) -> N
     assert running.status("c") == "running"
 
 
+@pytest.mark.v2
 def test_events_stats(running: Oci) -> None:
     event = json.loads(running.ok("events", "--stats", "c"))
     assert (event["type"], event["id"]) == ("stats", "c")
@@ -89,6 +93,7 @@ def test_events_stats(running: Oci) -> None:
     assert event["data"]["cpu"]["usage"]["total"] > 0
 
 
+@pytest.mark.v2
 @pytest.mark.ferry  # runc 1.1 does not end on kernels without v1 memory events
 def test_events_go_on_until_the_end(running: Oci) -> None:
     events = subprocess.Popen(running.argv("events", "--interval", "100ms", "c"), stdout=subprocess.PIPE, text=True)
@@ -99,6 +104,7 @@ def test_events_go_on_until_the_end(running: Oci) -> None:
     assert events.returncode == 0
 
 
+@pytest.mark.v2
 @pytest.mark.ferry
 def test_events_tell_of_kills_for_want_of_memory(oci: Oci, bundles: BundleMaker) -> None:
     def change(config: dict[str, Any]) -> None:
@@ -122,6 +128,7 @@ def test_events_of_a_stopped_container(running: Oci) -> None:
     assert running.run("events", "--stats", "c").returncode == 1
 
 
+@pytest.mark.v2
 @pytest.mark.ferry
 def test_exec_in_a_cgroup_below(running: Oci) -> None:
     pid = running.state("c")["pid"]
@@ -144,6 +151,7 @@ def test_exec_with_a_label_that_the_kernel_cannot_give(running: Oci, flag: str, 
     assert done.returncode != 0 and (words in done.stderr or "some-label" in done.stderr), done
 
 
+@pytest.mark.v2
 def test_kill_all(oci: Oci, bundles: BundleMaker) -> None:
     oci.detached(bundles("sh", "-c", "sleep 60 & sleep 60 & wait"), "c")
     wait_for(lambda: len(json.loads(oci.ok("ps", "--format", "json", "c"))) == 3, "three processes")
