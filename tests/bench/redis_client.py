@@ -41,7 +41,7 @@ class Answers:
 
 
 def connect(address: str) -> Connection:
-    s = socket.create_connection((address, PORT), timeout=120)
+    s = socket.create_connection((address, PORT), timeout=600)
     s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return s, Answers(s)
 

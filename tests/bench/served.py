@@ -57,6 +57,7 @@ SERVER = (
     "--dir",
     "/tmp",
 )
+_MOVE_S = 900
 HOSTS = ("host1", "host2")
 # The container's network on the target is made before, and heard of only when the container runs.
 ANNOUNCE = f"ip link set web0 up; ip netns exec {bridged.NET} busybox arping -U -q -c 1 -I eth0 {bridged.ADDRESS} || true"
@@ -127,7 +128,7 @@ class Redis:
         """End the clients; return what they saw. Raises: AssertionError when a connection broke, or an answer was not right."""
         told = {}
         for what, client in self._clients.items():
-            out, _ = client.communicate("end\n", timeout=150)
+            out, _ = client.communicate("end\n", timeout=700)
             assert client.returncode == 0, f"{self._tool}: {what} ended"
             told[what] = json.loads(out)["seen"]
         return told
@@ -213,10 +214,10 @@ def measure(bed: Bed, tool: str, mib: int, rate: int) -> dict[str, Any]:
         found: dict[str, Any] = {"tool": tool, "mib": mib, "rate": rate}
         with peak_memory(bed) as peak:
             if tool == "ferry":
-                found["report"] = bed.move("host1", NAME, "host2", "--pre-copy", "auto")
+                found["report"] = bed.move("host1", NAME, "host2", "--pre-copy", "auto", timeout_s=_MOVE_S)
             else:
                 script = RUNC if tool == "runc" else PODMAN_MOVE
-                done = bed.run("host1", "bash", "-c", script)
+                done = bed.run("host1", "bash", "-c", script, timeout_s=_MOVE_S)
                 assert done.returncode == 0, done.stderr
         ended = time.time()
         time.sleep(1)
@@ -234,10 +235,6 @@ def measure(bed: Bed, tool: str, mib: int, rate: int) -> dict[str, Any]:
         }
     finally:
         redis.end()
-
-
-def floor_ms(bed: Bed, mib: int) -> float:
-    raise NotImplementedError
 
 
 def told(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -68,11 +68,11 @@ class Bed:
     def argv(self, host: str, *args: str) -> list[str]:
         return self._bed("exec", host, *args)
 
-    def run(self, host: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, host: str, *args: str, timeout_s: float = 100, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on a host and return what came of it."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options.update(kwargs)
-        return subprocess.run(self.argv(host, *args), text=True, timeout=100, check=False, **options)
+        return subprocess.run(self.argv(host, *args), text=True, timeout=timeout_s, check=False, **options)
 
     def ok(self, host: str, *args: str) -> str:
         """Run a command that must succeed; return its output."""
@@ -114,9 +114,9 @@ class Bed:
                 found.append(int(entry))
         return found
 
-    def move(self, source: str, container: str, target: str, *options: str) -> dict[str, Any]:
+    def move(self, source: str, container: str, target: str, *options: str, timeout_s: float = 100) -> dict[str, Any]:
         """Move a container; return the report and fail unless it was completed."""
-        done = self.run(source, "migrate", "move", "--json", *options, container, target)
+        done = self.run(source, "migrate", "move", "--json", *options, container, target, timeout_s=timeout_s)
         assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"
         report: dict[str, Any] = json.loads(done.stdout)
         assert report["outcome"] == "COMPLETED"
