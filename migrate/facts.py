@@ -44,6 +44,7 @@ class HostFacts:
     bridges: tuple[str, ...]  # that an interface of a container can be a port of
     addresses: tuple[str, ...]  # its own
     network_exists: bool  # it has a network namespace of the container's name
+    cni: tuple[str, ...]  # networks of CNI that it can attach one to
 
 
 # What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.

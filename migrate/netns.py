@@ -7,19 +7,20 @@ program: nothing here costs a start of the interpreter, and no namespace is ente
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
-from migrate import network
+from migrate import cni, network
 from migrate.errors import MigrateError, NetworkFailed
 from migrate.network import Interface, Network, Route
 
 _TIMEOUT_S = 5.0
-_CNI_CACHES = (Path("/var/lib/cni/results"), Path("/var/lib/cni/cache/results"))
 
 
 def _run(*argv: str, given: str | None = None) -> str:
@@ -56,10 +57,11 @@ def describe(name: str, sysctl: dict[str, str]) -> Network:
     others = [*unsupported, *unsure, *lost, *(k for k in parameters if not network.is_parameter(k))]
     if any(network.has_own_rules(_json("ip", "-j", "-n", name, family, "rule")) for family in ("-4", "-6")):
         others.append("its routing rules (ip rule)")
-    for cni in _attachments(name):
-        others.append(f"the CNI network {cni}, which keeps its addresses by itself")
+    attachments = cni.attachments(name)
     usable = network.plain_bridges(outside)
     others += [f"{i.name}, since the bridge {i.bridge} filters VLANs" for i in interfaces if i.bridge not in usable]
+    known = {i.name for i in interfaces}
+    others += [f"{a.interface}, by which the CNI network {a.network} joins it" for a in attachments if a.interface not in known]
     return Network(
         name=name,
         interfaces=interfaces,
@@ -67,26 +69,13 @@ def describe(name: str, sysctl: dict[str, str]) -> Network:
         sysctl={k: v for k, v in parameters.items() if network.is_parameter(k)},
         unsupported=tuple(others),
         has_rules=_has_firewall(name),
+        attachments=attachments,
     )
 
 
 def _id(name: str) -> int | None:
     """Return the number by which interfaces of this host name a namespace; None where none has its other end there."""
     return next((d.get("id") for d in _json("ip", "-j", "netns", "list") if d.get("name") == name), None)
-
-
-def _attachments(name: str) -> list[str]:
-    """Return the CNI networks that libcni remembers to have attached a namespace to."""
-    found = []
-    for cache in _CNI_CACHES:
-        with contextlib.suppress(OSError):
-            for path in cache.iterdir():
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                    document = json.loads(path.read_bytes())
-                    interfaces = document["result"].get("interfaces") or ()
-                    if any(network.name_of(i.get("sandbox", "")) == name for i in interfaces):
-                        found.append(str(document["networkName"]))
-    return found
 
 
 def _has_firewall(name: str) -> bool:
@@ -134,16 +123,19 @@ def own_addresses() -> tuple[str, ...]:
 
 def make(net: Network) -> None:
     """Make a namespace and all that is in it, silent. Raises: NetworkFailed; nothing is left then."""
-    if missing := {i.bridge for i in net.interfaces} - set(bridges()):
+    plain = [i for i in net.interfaces if net.attachment_of(i) is None]
+    if missing := {i.bridge for i in plain} - set(bridges()):
         raise NetworkFailed(f"there is no bridge {', '.join(sorted(missing))} here, or it filters VLANs")
     _run("ip", "netns", "add", net.name)  # fails when somebody has one of that name: it stays theirs
     try:
         _batch("-n", net.name, lines=["link set lo up"])
-        taken = {d["ifname"] for d in _json("ip", "-j", "link")}
-        for interface in net.interfaces:
+        taken = _devices()
+        for interface in plain:
             peer = _free_name(interface.peer, taken)
             taken.add(peer)
             _make_pair(net.name, interface, peer)
+        if net.attachments:
+            _attach(net)
         for key, value in net.sysctl.items():
             _run(*_inside(net.name), "tee", "/proc/sys/" + key.replace(".", "/"), given=value)
         for is_ipv6, family in ((False, "-4"), (True, "-6")):
@@ -152,6 +144,49 @@ def make(net: Network) -> None:
         with contextlib.suppress(MigrateError):
             remove(net.name)
         raise
+
+
+def _devices() -> set[str]:
+    return {str(d["ifname"]) for d in _json("ip", "-j", "link")}
+
+
+def _attach(net: Network) -> None:
+    """Have CNI's plugins make their interfaces, and see that these are what they were. Raises: NetworkFailed.
+
+    Plugins put their interfaces up, and announce them: until these are down, no bridge lets anything in from what is new.
+    """
+    table = _mute_table(net.name)
+    known = ", ".join(f'"{d}"' for d in sorted(_devices()))
+    rules = (
+        f"table bridge {table} {{ chain new {{ type filter hook prerouting priority -300; iifname != {{ {known} }} drop; }}; }}"
+    )
+    _run("nft", "-f", "-", given=rules)
+    try:
+        for interface in net.interfaces:
+            if made := net.attachment_of(interface):
+                cni.add(net.name, made, interface)
+        disconnect(joints(net.name))
+    finally:
+        _run("nft", "delete", "table", "bridge", table)
+    found = {d["ifname"]: d for d in _json("ip", "-j", "-n", net.name, "addr")}
+    joined = {i.name for i in joints(net.name)}
+    for interface in net.interfaces:
+        made = net.attachment_of(interface)
+        if made is None:
+            continue
+        if interface.name not in joined:
+            raise NetworkFailed(f"the CNI network {made.network} did not join {interface.name} to a bridge here")
+        has = {f"{a['local']}/{a['prefixlen']}" for a in found[interface.name]["addr_info"] if a.get("scope") != "link"}
+        wanted = {a.address for a in interface.addresses if not ipaddress.ip_interface(a.address).is_link_local}
+        if has != wanted:
+            words = f"the CNI network {made.network} gave {interface.name} {', '.join(sorted(has)) or 'no address'}"
+            hint = "its IPAM plugin must give the addresses that it is asked for, as host-local and static do"
+            raise NetworkFailed(f"{words} here, not {', '.join(sorted(wanted))}", hint=hint)
+        _batch("-n", net.name, lines=[f"link set dev {interface.name} address {interface.mac} mtu {interface.mtu}"])
+
+
+def _mute_table(name: str) -> str:
+    return f"ferry{zlib.crc32(name.encode()):08x}"
 
 
 def _make_pair(name: str, interface: Interface, peer: str) -> None:
@@ -220,6 +255,10 @@ def remove(name: str) -> None:
     """Remove a namespace and its interfaces. Idempotent. Raises: NetworkFailed."""
     if not exists(name):
         return
+    with contextlib.suppress(NetworkFailed):  # of one that was killed while it attached it
+        if cni.attachments(name):
+            _run("nft", "delete", "table", "bridge", _mute_table(name))
+    cni.delete_all(name)
     # With the namespace alone they would go, too, but some time later.
     with contextlib.suppress(NetworkFailed):
         for joint in joints(name):

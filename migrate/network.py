@@ -8,6 +8,7 @@ down there is no carrier, and nothing goes out of it or comes in, though address
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -19,6 +20,8 @@ _IP = re.compile(r"[0-9a-fA-F.:/]{2,60}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _SYSCTL = re.compile(r"net(\.[A-Za-z0-9_-]+)+")
 _WORD = re.compile(r"[a-z0-9_]{1,20}")
+_CNI, _ARGUMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"), re.compile(r"[ -:<-~]{0,1000}")
+_CAPABILITIES_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,44 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """An interface that a network of CNI has made. `capabilities` are what plugins were asked for, such as published ports."""
+
+    network: str
+    interface: str
+    container_id: str
+    arguments: tuple[tuple[str, str], ...] = ()
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_cache(cls, document: dict[str, Any]) -> Self:
+        """Read what libcni remembers of it. Raises: ValueError, TypeError, KeyError."""
+        return cls.from_json(
+            {
+                "network": document["networkName"],
+                "interface": document["ifName"],
+                "container_id": document["containerId"],
+                "arguments": document.get("cniArgs") or (),
+                "capabilities": document.get("capabilityArgs") or {},
+            }
+        )
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        """Read what another host sent. Raises: ValueError, TypeError, KeyError."""
+        capabilities = document["capabilities"]
+        if not isinstance(capabilities, dict) or len(json.dumps(capabilities)) > _CAPABILITIES_BYTES:
+            raise ValueError("that is not what a CNI plugin can be asked for")
+        return cls(
+            network=_matching(_CNI, document["network"]),
+            interface=_matching(_DEVICE, document["interface"]),
+            container_id=_matching(_CNI, document["container_id"]),
+            arguments=tuple((_matching(_CNI, k), _matching(_ARGUMENT, v)) for k, v in document["arguments"]),
+            capabilities=capabilities,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """A network namespace. `unsupported` are the things in it that cannot be made anew, `has_rules` tells of a firewall in it."""
 
@@ -69,6 +110,7 @@ class Network:
     unsupported: tuple[str, ...] = ()
     has_rules: bool = False
     sharers: tuple[str, ...] = ()  # processes in it that are not the container's: "pid (name)"
+    attachments: tuple[Attachment, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,12 +121,18 @@ class Network:
         found = [a.address.partition("/")[0] for i in self.interfaces for a in i.addresses]
         return [a for a in found if not ipaddress.ip_address(a).is_link_local]
 
+    def attachment_of(self, interface: Interface) -> Attachment | None:
+        """Return by which network of CNI an interface was made; None for one that a person has made."""
+        return next((a for a in self.attachments if a.interface == interface.name), None)
+
     def words(self) -> str:
         """Describe it to a person."""
         parts = []
         for i in self.interfaces:
             addresses = ", ".join(a.address for a in i.addresses if not ipaddress.ip_interface(a.address).is_link_local)
-            parts.append(f"{i.name} {i.mac} on {i.bridge} with {addresses or 'no address'}")
+            made = self.attachment_of(i)
+            where = f"the CNI network {made.network}" if made else i.bridge
+            parts.append(f"{i.name} {i.mac} on {where} with {addresses or 'no address'}")
         return "; ".join(parts) or "loopback only"
 
     @classmethod
@@ -98,6 +146,7 @@ class Network:
             unsupported=tuple(map(str, document["unsupported"])),
             has_rules=bool(document["has_rules"]),
             sharers=tuple(map(str, document["sharers"])),
+            attachments=tuple(Attachment.from_json(d) for d in document["attachments"]),
         )
 
 

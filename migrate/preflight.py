@@ -138,7 +138,7 @@ def route(source: str, target: str, unreached: str | None) -> list[Finding]:
 _FINAL = {
     "container-unknown", "container-not-running", "container-paused", "container-moving", "container-exists", "move-unfinished",
     "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
-    "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-unsupported",
+    "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-cni", "network-unsupported",
     "network-shared",
 }  # fmt: skip
 
@@ -259,7 +259,17 @@ def _network(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     if target.network_exists:
         words = f"{name} has a network namespace {network.name} already"
         found.append(_fail("network-exists", words, f"remove it there: ip netns del {network.name}"))
-    for bridge in sorted({i.bridge for i in network.interfaces} - set(target.bridges)):
+    for cni in sorted({a.network for a in network.attachments} - set(target.cni)):
+        words = f"{name} has no CNI network {cni}, which the container is attached to, or not all of its plugins"
+        found.append(
+            _fail(
+                "network-cni",
+                words,
+                "configure it in /etc/cni/net.d there; its plugins are those of /opt/cni/bin or /usr/lib/cni",
+            )
+        )
+    plain = {i.bridge for i in network.interfaces if network.attachment_of(i) is None}
+    for bridge in sorted(plain - set(target.bridges)):
         words = f"{name} has no bridge {bridge}, to which the container's network is joined, or one that filters VLANs"
         found.append(_fail("network-bridge", words, f"make it there: ip link add {bridge} type bridge"))
     for address in sorted(set(network.addresses) & set(target.addresses)):

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, command, locks, netns, places, records
+from migrate import __version__, cni, command, locks, netns, places, records
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
 from migrate.manifest import Inode
@@ -92,6 +92,7 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         bridges=netns.bridges() if needs.network else (),
         addresses=netns.own_addresses() if needs.network else (),
         network_exists=bool(needs.network) and netns.exists(needs.network),
+        cni=tuple(cni.usable()) if needs.network else (),
         clock_ns=time.time_ns(),
     )
 

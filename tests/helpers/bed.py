@@ -72,6 +72,8 @@ class Bed:
         """Run a command on a host and return what came of it."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options.update(kwargs)
+        if "input" in options:
+            del options["stdin"]
         return subprocess.run(self.argv(host, *args), text=True, timeout=timeout_s, check=False, **options)
 
     def ok(self, host: str, *args: str) -> str:

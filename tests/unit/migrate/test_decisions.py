@@ -18,7 +18,7 @@ from migrate import host, manifest, preflight, warm
 from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
 from migrate.manifest import Item
-from migrate.network import Address, Interface, Network
+from migrate.network import Address, Attachment, Interface, Network
 from migrate.outlet import Outlet
 from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
@@ -34,7 +34,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
         "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
         "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
-        "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False,
+        "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False, "cni": ("podman",),
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
 
@@ -63,14 +63,18 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 WEB = Network("web", (Interface("eth0", "02:00:00:00:00:01", 1400, "web0", "br0", (Address("10.0.0.2/24"),)),))
+# Its plugins make the bridge where there is none.
+CNI = Network(
+    "web", (Interface("eth0", "02:00:00:00:00:01", 1400, "veth0", "cni0"),), attachments=(Attachment("podman", "eth0", "c"),)
+)
 
 
-@pytest.mark.parametrize("network", [None, WEB, replace(WEB, has_rules=True)])
+@pytest.mark.parametrize("network", [None, WEB, replace(WEB, has_rules=True), CNI])
 def test_a_good_move_has_no_refusals(network: Network | None) -> None:
     findings = preflight.examine("c", host_facts(), container_facts(network=network), host_facts("host2"))
     assert preflight.refusals(findings) == []
     codes = {f.code for f in findings}
-    assert ("network" in codes, "network-rules" in codes) == (network == WEB, network is not None and network.has_rules)
+    assert ("network" in codes, "network-rules" in codes) == (network in (WEB, CNI), network is not None and network.has_rules)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,7 @@ def test_a_good_move_has_no_refusals(network: Network | None) -> None:
         ("filesystem", {}, {}, {"missing_filesystems": ("zfs",)}),
         ("network-bridge", {}, {"network": WEB}, {"bridges": ("br1",)}),
         ("network-exists", {}, {"network": WEB}, {"network_exists": True}),
+        ("network-cni", {}, {"network": replace(WEB, attachments=(Attachment("other", "eth0", "c"),))}, {}),
         ("network-address", {}, {"network": WEB}, {"addresses": ("127.0.0.1", "10.0.0.2")}),
         ("network-shared", {}, {"network": replace(WEB, sharers=("7 (x)",))}, {}),
         ("network-unsupported", {}, {"network": replace(WEB, unsupported=("eth1",))}, {}),
