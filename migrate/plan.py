@@ -29,7 +29,7 @@ class Request:
     shell_job: bool = False
     file_locks: bool = False
     keep_source: bool = False
-    pre_copy: str = "never"  # auto, always, never
+    pre_copy: str = "auto"  # auto, always, never
     max_downtime_ms: float = 300.0
     on_diverge: str = "switch"  # switch, throttle, abort
     bandwidth_limit: float = 0.0  # bytes a second while the container runs, 0 is none

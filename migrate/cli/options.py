@@ -89,8 +89,8 @@ def move_options(f: F) -> F:
         click.option(
             "--pre-copy",
             type=click.Choice(["auto", "always", "never"]),
-            default="never",
-            help="Send the memory while the container runs: when there is much of it, always, or never.",
+            default="auto",
+            help="Send the memory while the container runs: when there is much of it (the default), always, or never.",
         ),
         click.option(
             "--max-downtime",
@@ -98,7 +98,7 @@ def move_options(f: F) -> F:
             metavar="TIME",
             default="300ms",
             callback=lambda c, p, v: milliseconds(v),
-            help="With --pre-copy: go on until this can be kept (e.g. 300ms, 1.5s), or until it does not get better.",
+            help="Send memory until this can be kept (e.g. 300ms, 1.5s), or until it does not get better.",
         ),
         click.option(
             "--on-diverge",

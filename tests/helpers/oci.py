@@ -80,8 +80,8 @@ class Oci:
                     self.run("delete", "--force", entry.name)
 
 
-def wait_for(condition: Any, what: str, timeout_s: float = 10.0) -> None:
-    """Wait until a condition holds."""
+def wait_for(condition: Any, what: str, timeout_s: float = 60.0) -> None:
+    """Wait until a condition holds; for longer than even a slow machine takes, since only what fails waits so long."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s} s"
