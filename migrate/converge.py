@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 MAX_PASSES = 60
 # How much of the CPU time that it took a container is left, step by step. Units: per cent.
@@ -129,3 +130,13 @@ def _predict(passes: Sequence[Pass]) -> tuple[float, int, float]:
         # a few pages that are written to all the time.
         remaining = min(int(last.sent_bytes / max(last.since_s, 1e-6) * last.seconds), last.sent_bytes)
     return remaining / rate * 1000, remaining, rate
+
+
+def fixed_ms(told: dict[str, Any]) -> float | None:
+    """Return what a freeze cost besides its memory, in milliseconds, by the report of a move; None where it does not tell."""
+    try:
+        last = told["iterations"][-1]
+        memory_ms = last["remaining_bytes"] / last["rate"] * 1000 if last["rate"] else 0.0
+        return max(float(told["downtime_ms"]) - memory_ms, 0.0)
+    except (KeyError, IndexError, TypeError):
+        return None

@@ -43,6 +43,7 @@ class HostFacts:
     open_files: int  # how many descriptors a process may have
     bridges: tuple[str, ...]  # that an interface of a container can be a port of
     addresses: tuple[str, ...]  # its own
+    fixed_downtime_ms: float | None  # what moves from it lately cost, besides what their memory took
     network_exists: bool  # it has a network namespace of the container's name
     cni: tuple[str, ...]  # networks of CNI that it can attach one to
 

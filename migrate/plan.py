@@ -11,6 +11,8 @@ from migrate.phase import WORDS, Phase
 # Below this a freeze has memory sent as fast as the daemon that fills it in would be started.
 PRE_COPY_FROM_BYTES = 32 << 20
 # CRIU keeps the memory of what it freezes in pipes of this size.
+# What a freeze takes when nothing is left to send, before a move from here has told: CRIU's dump and restore of a small process.
+FIXED_MS = 100.0
 KEPT_IN_A_PIPE_BYTES, _OTHER_FILES = 1 << 20, 1000
 
 
@@ -70,6 +72,7 @@ class Plan:
     direct: bool
     pre_copy: bool  # the memory is sent while the container runs
     max_downtime_ms: float
+    fixed_downtime_ms: float  # what a freeze costs besides its memory
     on_diverge: str
     bandwidth_limit: float
     compress: str
@@ -101,6 +104,7 @@ def make(
         remote_command=request.remote_command,
         pre_copy=_pre_copy(request, source, container, target),
         max_downtime_ms=request.max_downtime_ms,
+        fixed_downtime_ms=FIXED_MS if source.fixed_downtime_ms is None else source.fixed_downtime_ms,
         on_diverge=request.on_diverge,
         bandwidth_limit=request.bandwidth_limit,
         compress=request.compress,

@@ -88,6 +88,7 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         missing_filesystems=tuple(f for f in needs.filesystems if f not in _filesystems()),
         ports_in_use=tuple(p for p in needs.ports if p in _listening()),
         follows_memory=annotations.get("ferry.follows-memory") == "true",
+        fixed_downtime_ms=records.fixed_downtime_ms(),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         bridges=netns.bridges() if needs.network else (),
         addresses=netns.own_addresses() if needs.network else (),

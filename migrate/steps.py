@@ -24,8 +24,6 @@ from migrate.timeline import Timeline
 # writes faster than the link carries would never be done.
 SMALL_PASS_BYTES = 1 << 20
 MAX_PASSES = 5
-# What a freeze takes when nothing is left to send: CRIU's dump and restore of a small process, as docs/benchmarks.md has it.
-FIXED_MS = 100.0
 
 
 @dataclass(slots=True)
@@ -116,7 +114,7 @@ class _MemoryPasses:
 
     def __init__(self, c: Context) -> None:
         self._c = c
-        self._limits = Limits(c.plan.max_downtime_ms, FIXED_MS, Diverge(c.plan.on_diverge))
+        self._limits = Limits(c.plan.max_downtime_ms, c.plan.fixed_downtime_ms, Diverge(c.plan.on_diverge))
         self._passes: list[Pass] = []
         self._began: float | None = None
         self._expected_bytes, self._allowance = c.plan.memory_bytes, 100

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrate.converge import ALLOWANCES, MAX_PASSES, Diverge, Limits, Next, Pass, Verdict, judge
+from migrate.converge import ALLOWANCES, MAX_PASSES, Diverge, Limits, Next, Pass, Verdict, fixed_ms, judge
 
 FIXED_MS = 100.0
 
@@ -122,3 +122,12 @@ def test_it_always_ends(
     assert len(verdicts) <= MAX_PASSES
     assert all(bool(v.reason) == (v.next != Next.AGAIN) for v in verdicts)
     assert verdicts[-1].next in (Next.FREEZE, Next.ABORT)
+
+
+def test_what_a_freeze_costs_is_told_by_the_moves_before() -> None:
+    told = {"downtime_ms": 450.0, "iterations": [{"remaining_bytes": 10_000_000, "rate": 100_000_000.0}]}
+    assert fixed_ms(told) == pytest.approx(350)
+    assert fixed_ms({**told, "downtime_ms": 50.0}) == 0, "the link was faster than was thought"
+    assert fixed_ms({**told, "iterations": [{"remaining_bytes": 0, "rate": 0.0}]}) == 450
+    for other in ({**told, "downtime_ms": None}, {**told, "iterations": []}, {}):
+        assert fixed_ms(other) is None
