@@ -13,16 +13,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from migrate import backlog, command, durable, locks, netns, places, probe, records
+from migrate import backlog, command, durable, locks, netns, places, records
 from migrate.agent.bulk import ALLOWED
+from migrate.agent.made import Made
 from migrate.agent.side import Side, checked_flags, network_of, wipe
-from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
+from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed
 from migrate.recover import Target, on_target
 from migrate.warm import warm
 
@@ -32,9 +32,8 @@ _LOOK_S = 0.05
 
 class TargetSide(Side):
     _bundle = ""
-    _inode: int | None = None
+    _made: tuple[Made, ...] = ()
     _network_inode: int | None = None
-    _made_parents: tuple[str, ...] = ()
     _prepared = False
     _released = False
     _confirmed = False
@@ -73,32 +72,24 @@ class TargetSide(Side):
             self._leave()
             raise
         self._bundle = bundle
-        parents = []
-        parent = path.parent
-        while not parent.exists():
-            parents.append(str(parent))
-            parent = parent.parent
-        self._made_parents = tuple(parents)
+        self._made = (Made.planned(path),)
         note = {
             **{k: origin.get(k) for k in ("source", "target", "source_address", "remote_command")},
             "container": container,
             "bundle": bundle,
-            "made_parents": parents,
             "boot_id": locks.boot_id(),
             "network": network,
             "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         try:
             durable.create(directory / "released", durable.UNDECIDED)
-            self._note(directory, {**note, "inode": None})
-            for made in reversed(parents):
-                os.mkdir(made, 0o755)
-            path.mkdir(mode=0o700)
-            self._inode = path.stat().st_ino
+            self._note(directory, {**note, "made": [m.as_dict() for m in self._made]})
+            for made in self._made:
+                made.make()
             if wanted is not None:
                 netns.make(wanted)
                 self._network, self._network_inode = wanted, netns.inode(wanted.name)
-            self._note(directory, {**note, "inode": self._inode, "network_inode": self._network_inode})
+            self._note(directory, {**note, "made": [m.as_dict() for m in self._made], "network_inode": self._network_inode})
             (places.working(migration_id) / ALLOWED).write_text(bundle)
         except (OSError, NetworkFailed) as e:
             with contextlib.suppress(MigrateError):
@@ -238,7 +229,8 @@ class TargetSide(Side):
         state = command.state(self._container)
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
-        self._remove_bundle()
+        for made in self._made:
+            made.remove()
         self._remove_network()
         wipe(places.working(self._id))
         if keep_record:
@@ -246,22 +238,6 @@ class TargetSide(Side):
         else:
             records.remove(self._id)
         self._leave()
-
-    def _remove_bundle(self) -> None:
-        path = Path(self._bundle)
-        with contextlib.suppress(FileNotFoundError):
-            if self._inode is None:
-                with contextlib.suppress(OSError):
-                    path.rmdir()  # made, but not noted: it can only be empty
-            elif path.lstat().st_ino == self._inode:
-                if inside := probe.mounts_below(path):
-                    raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="remove it by hand")
-                shutil.rmtree(path, ignore_errors=True)
-                if path.exists():
-                    raise TransferFailed(f"cannot remove {path}", hint="remove it by hand")
-        for parent in self._made_parents:
-            with contextlib.suppress(OSError):
-                os.rmdir(parent)
 
     def _remove_network(self) -> None:
         """Remove the network that was made here, not one that somebody else made. Raises: NetworkFailed."""
@@ -354,8 +330,7 @@ class TargetSide(Side):
     def _adopt(self, note: dict[str, Any]) -> str:
         """Read what was noted; return what is here, a value of Target. Raises: MigrateError when that cannot be known."""
         migration = self._migration()
-        self._bundle, self._made_parents = note["bundle"], tuple(map(str, note.get("made_parents") or ()))
-        self._inode = note.get("inode")
+        self._bundle, self._made = note["bundle"], _made_of(note)
         if note.get("boot_id") == locks.boot_id():
             self._network, self._network_inode = network_of(note.get("network")), note.get("network_inode")
         word = durable.read(places.released(migration))
@@ -412,3 +387,10 @@ class TargetSide(Side):
         self.restore()
         self.release()
         self.done()
+
+
+def _made_of(note: dict[str, Any]) -> tuple[Made, ...]:
+    try:
+        return tuple(Made.from_json(m) for m in note.get("made") or ())
+    except (KeyError, TypeError) as e:
+        raise MigrateError(f"the note of what was made here is damaged: {e}") from e
