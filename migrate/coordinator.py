@@ -53,7 +53,9 @@ class Survey:
         try:
             self.source = self._open(self.source_place)
             self.target = self._open(self.target_place)
-            found = self.source.call("container", container=request.container, flags=request.criu_flags)["container"]
+            found = self.source.call(
+                "container", container=request.container, flags=request.criu_flags, volumes=dict(request.volumes)
+            )["container"]
             self.container: ContainerFacts | None = None if found is None else facts.container_from_json(found)
             if self.container is not None and self.container.network is not None and not request.tcp_close:
                 self._keep_connections(self.container)

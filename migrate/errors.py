@@ -147,6 +147,12 @@ class Diverged(MigrateError):
     code = "diverged"
 
 
+class NotShared(MigrateError):
+    """A directory that was said to be the same storage on both hosts is not."""
+
+    code = "not-shared"
+
+
 class Stopped(MigrateError):
     """`migrate abort` was asked for on the source."""
 

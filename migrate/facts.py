@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from migrate.network import Network
+from migrate.volume import Volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class HostFacts:
     lsm: tuple[str, ...]  # apparmor, selinux
     tools: tuple[str, ...]  # of those that a move may need
     missing_bind_sources: tuple[str, ...]
+    existing_volumes: tuple[str, ...]  # of those that are to be copied to it
+    full_volumes: tuple[str, ...]  # of these, those that it has no space for
     missing_filesystems: tuple[str, ...]
     ports_in_use: tuple[str, ...]  # of those that the container listens on
     clock_ns: int
@@ -56,7 +59,8 @@ TOOLS = ("ssh", "nft", "iptables-restore")
 class Needs:
     """What a container needs of the host that it is on."""
 
-    bind_sources: tuple[str, ...] = ()
+    bind_sources: tuple[str, ...] = ()  # but for what moves along
+    volumes: tuple[str, ...] = ()  # that are to be copied to it: "bytes path"
     filesystems: tuple[str, ...] = ()
     ports: tuple[str, ...] = ()  # "tcp 0100007F:0050", as /proc/net writes them; only of the host's own network
     controllers: tuple[str, ...] = ()  # of cgroups, on which it has limits
@@ -70,9 +74,8 @@ class Needs:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Needs:
         """Read what another host sent; what is missing is not needed. Raises: TypeError, ValueError, AttributeError."""
-        lists = {
-            n: tuple(map(str, document.get(n) or ())) for n in ("bind_sources", "filesystems", "ports", "controllers", "lsm")
-        }
+        names = ("bind_sources", "volumes", "filesystems", "ports", "controllers", "lsm")
+        lists = {n: tuple(map(str, document.get(n) or ())) for n in names}
         name = str(document.get("network") or "")
         return cls(**lists, network_lock=bool(document.get("network_lock")), network=name if "/" not in name else "")
 
@@ -85,7 +88,7 @@ class BundleFacts:
     mounts_inside: tuple[str, ...]
     entries: int
     size_bytes: int
-    bind_sources: tuple[str, ...]
+    bind_sources: tuple[str, ...]  # outside of the bundle
     namespace_paths: tuple[str, ...]  # of namespaces that are joined, but for the network's that moves along
     users: tuple[str, ...]  # processes outside of the container that have its files open: "pid (name)"
 
@@ -103,6 +106,8 @@ class ContainerFacts:
     findings: tuple[dict[str, str], ...]  # of `runtime checkpoint --check`: code, severity, words, remedy
     sharers: tuple[str, ...]  # other containers that use the same bundle or rootfs
     network: Network | None = None  # that it joins by path
+    volumes: tuple[Volume, ...] = ()  # that something was said about
+    unknown_volumes: tuple[str, ...] = ()  # names that name nothing that is mounted into it
 
 
 def to_json(facts: HostFacts | ContainerFacts) -> dict[str, Any]:
@@ -119,7 +124,9 @@ def container_from_json(document: dict[str, Any]) -> ContainerFacts:
     bundle = BundleFacts(**_tuples(BundleFacts, document["bundle"]))
     needs = Needs.from_json(document["needs"])
     network = Network.from_json(document["network"]) if document.get("network") else None
-    return ContainerFacts(**_tuples(ContainerFacts, {**document, "bundle": bundle, "needs": needs, "network": network}))
+    volumes = tuple(Volume.from_json(v) for v in document["volumes"])
+    parts = {"bundle": bundle, "needs": needs, "network": network, "volumes": volumes}
+    return ContainerFacts(**_tuples(ContainerFacts, {**document, **parts}))
 
 
 def _tuples(kind: type, document: dict[str, Any]) -> dict[str, Any]:

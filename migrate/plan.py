@@ -7,6 +7,7 @@ from typing import Any
 
 from migrate.facts import ContainerFacts, HostFacts
 from migrate.phase import WORDS, Phase
+from migrate.volume import Policy
 
 # Below this a freeze has memory sent as fast as the daemon that fills it in would be started.
 PRE_COPY_FROM_BYTES = 32 << 20
@@ -36,6 +37,7 @@ class Request:
     on_diverge: str = "switch"  # switch, throttle, abort
     bandwidth_limit: float = 0.0  # bytes a second while the container runs, 0 is none
     compress: str = "auto"  # auto, zstd, none
+    volumes: tuple[tuple[str, str], ...] = ()  # name, policy
     ignore: tuple[str, ...] = ()
 
     @property
@@ -77,6 +79,8 @@ class Plan:
     bandwidth_limit: float
     compress: str
     network: dict[str, Any] | None  # that moves along
+    volumes: tuple[str, ...]  # directories that do
+    shared: tuple[str, ...]  # directories that must be the same on both hosts
 
     @property
     def sending(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def make(
         source=source.hostname,
         target=target.hostname,
         bundle=container.bundle.path,
-        files_bytes=container.bundle.size_bytes,
+        files_bytes=container.bundle.size_bytes + sum(v.size_bytes for v in container.volumes),
         memory_bytes=container.memory_bytes,
         criu_flags=tuple(request.criu_flags),
         keep_source=request.keep_source,
@@ -109,6 +113,8 @@ def make(
         bandwidth_limit=request.bandwidth_limit,
         compress=request.compress,
         network=container.network.as_dict() if container.network else None,
+        volumes=tuple(v.source for v in container.volumes if v.policy == Policy.COPY),
+        shared=tuple(v.source for v in container.volumes if v.policy == Policy.SHARED),
         **asdict(route),
     )
 

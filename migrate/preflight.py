@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from migrate.errors import Refused
 from migrate.facts import ContainerFacts, HostFacts
+from migrate.volume import Policy, Volume, is_inside
 
 
 class Severity(StrEnum):
@@ -42,7 +43,8 @@ def examine(container_id: str, source: HostFacts, container: ContainerFacts | No
     """Return all findings."""
     findings = [*_hosts(source, target), *_container(container_id, container, target)]
     if container is not None:
-        findings += [*_files(container, target), *_place(container, source, target), *_network(container, target)]
+        findings += [*_files(container, target), *_volumes(container, target)]
+        findings += [*_place(container, source, target), *_network(container, target)]
         findings += _space(container, source, target)
     return findings
 
@@ -139,7 +141,7 @@ _FINAL = {
     "container-unknown", "container-not-running", "container-paused", "container-moving", "container-exists", "move-unfinished",
     "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
     "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-cni", "network-unsupported",
-    "network-shared",
+    "network-shared", "volume-unknown", "volume-no-directory", "volume-overlaps", "volume-exists",
 }  # fmt: skip
 
 
@@ -207,13 +209,54 @@ def _files(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     for source in target.missing_bind_sources:
         words = f"{target.hostname} has no {source}, which the container has mounted"
         found.append(_fail("bind-source-missing", words, "make it there: what is bind-mounted is not copied"))
+    spoken_of = {v.source for v in container.volumes}
     for source in bundle.bind_sources:
-        if source not in target.missing_bind_sources:
+        if source not in target.missing_bind_sources and source not in spoken_of:
             words = f"{source} is mounted into the container; it is not copied: the container will see {target.hostname}'s"
             found.append(_warn("bind-source", words))
     for path in bundle.namespace_paths:
         found.append(_fail("namespace-path", f"the container joins the namespace {path}, which is of this host"))
     return found
+
+
+def _volumes(container: ContainerFacts, target: HostFacts) -> list[Finding]:
+    """What is to say of the bind mounts that the user spoke of."""
+    name = target.hostname
+    found = [
+        _fail("volume-unknown", f"nothing that is mounted into the container is called {v}", "name it by its path there, or here")
+        for v in container.unknown_volumes
+    ]
+    copied = [v for v in container.volumes if v.policy == Policy.COPY]
+    for v in container.volumes:
+        what = f"{v.source}, which is mounted at {v.destination}"
+        if v.policy == Policy.REFUSE:
+            found.append(_fail("volume-refused", f"{what}, is not to be moved", f"--volume {v.destination}=copy moves it along"))
+        elif v.policy == Policy.SHARED:
+            found.append(_ok("volume", f"{what}, must be the same storage on {name}, which is checked before anything is copied"))
+        else:
+            found += _copied(v, what, [o for o in copied if o is not v], container.bundle.path, target)
+    return found
+
+
+def _copied(v: Volume, what: str, others: list[Volume], bundle: str, target: HostFacts) -> list[Finding]:
+    found, name = [], target.hostname
+    if not v.is_plain:
+        words = f"{what}, is no directory, is reached by a symbolic link, or is a mount point of its own"
+        found.append(_fail("volume-no-directory", words, "only plain directories can be copied: mount that, or one below it"))
+    if is_inside(bundle, v.source) or any(is_inside(v.source, o.source) for o in others):
+        found.append(_fail("volume-overlaps", f"{what}, overlaps with what is copied anyway", "give each a directory of its own"))
+    for mount in v.mounts_inside:
+        found.append(_fail("volume-has-mounts", f"{mount} is mounted inside of {what}; what is on it would not be copied"))
+    if v.sharers:
+        words = f"{what}, is used by other containers, too: {', '.join(v.sharers)}"
+        found.append(_fail("volume-shared", words, "what is copied is removed here when the container runs there"))
+    if v.users:
+        found.append(_warn("volume-in-use", f"{', '.join(v.users)} have files open of {what}", "end them, or ignore this"))
+    if v.source in target.existing_volumes:
+        found.append(_fail("volume-exists", f"{name} has something at {v.source} already", "move it away there"))
+    if v.source in target.full_volumes:
+        found.append(_fail("target-space-volume", f"{name} has no space for the {v.size_bytes // _MIB} MiB of {v.source}"))
+    return found or [_ok("volume", f"{what}, moves along")]
 
 
 def _place(container: ContainerFacts, source: HostFacts, target: HostFacts) -> list[Finding]:

@@ -16,11 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, cni, command, locks, netns, places, records
+from migrate import __version__, cni, command, locks, netns, places, records, volume
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
 from migrate.manifest import Inode
 from migrate.network import Network, name_of
+from migrate.volume import Policy, Volume
 from migrate.warm import available_bytes
 
 _TOOLS_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -85,6 +86,8 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         lsm=_lsm(),
         tools=tuple(t for t in TOOLS if shutil.which(t, path=_TOOLS_PATH)),
         missing_bind_sources=tuple(s for s in needs.bind_sources if not os.path.exists(s)),
+        existing_volumes=tuple(path for _, path in _sizes(needs) if os.path.lexists(path)),
+        full_volumes=tuple(path for size, path in _sizes(needs) if _free(Path(path)) < size),
         missing_filesystems=tuple(f for f in needs.filesystems if f not in _filesystems()),
         ports_in_use=tuple(p for p in needs.ports if p in _listening()),
         follows_memory=annotations.get("ferry.follows-memory") == "true",
@@ -229,10 +232,15 @@ def _free_inodes(path: Path) -> int:
     return os.statvfs(_existing(path)).f_favail
 
 
-def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
+def _sizes(needs: Needs) -> list[tuple[int, str]]:
+    """Return the volumes that are to be copied: bytes, path. Raises: ValueError."""
+    return [(int(size), path) for size, _, path in (v.partition(" ") for v in needs.volumes)]
+
+
+def container_facts(container: str, flags: list[str], wanted: dict[str, str]) -> ContainerFacts | None:
     """Return what is to know of a container of this host that would be checkpointed with these flags; None where there is none.
 
-    Raises: MigrateError.
+    `wanted` is what is to be done with its volumes, as migrate.volume has it. Raises: MigrateError; ValueError.
     """
     everything = list_containers()
     document = next((c for c in everything if c["id"] == container), None)
@@ -240,6 +248,10 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         return None
     pids = [int(process.name) for process in _family(document["pid"])] if document["status"] != "stopped" else []
     bundle = Path(document["bundle"])
+    config = _config(bundle)
+    volumes, unknown = volume.choose(binds(config, bundle), wanted, str(bundle))
+    others = [c for c in everything if c["id"] != container]
+    volumes = [_look_at_volume(v, others, set(pids)) if v.policy == Policy.COPY else v for v in volumes]
     return ContainerFacts(
         id=container,
         status=document["status"],
@@ -248,11 +260,44 @@ def container_facts(container: str, flags: list[str]) -> ContainerFacts | None:
         bundle=bundle_facts(bundle, Path(document["rootfs"]), set(pids)),
         moved_by=_moved_by(container),
         unfinished=next((r.migration_id for r in records.unfinished() if r.container == container and r.role == "source"), ""),
-        needs=_needs(_config(bundle), bundle, pids),
+        needs=_needs(config, bundle, pids, volumes),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
-        sharers=tuple(c["id"] for c in everything if c["id"] != container and _overlap(c, document)),
-        network=_network(_config(bundle), document["pid"]),
+        sharers=tuple(c["id"] for c in others if _overlap(c, document)),
+        network=_network(config, document["pid"]),
+        volumes=tuple(volumes),
+        unknown_volumes=tuple(unknown),
     )
+
+
+def _look_at_volume(found: Volume, others: list[dict[str, Any]], inside: set[int]) -> Volume:
+    """Return a volume that is to be copied with what is to know of it; `inside` are the container's processes."""
+    root = Path(found.source)
+    sharers = []
+    for other in others:
+        with contextlib.suppress(MigrateError):
+            bundle = Path(other["bundle"])
+            paths = [source for _, source in binds(_config(bundle), bundle)]
+            if any(volume.is_inside(p, found.source) or volume.is_inside(found.source, p) for p in paths):
+                sharers.append(str(other["id"]))
+    return replace(
+        found,
+        is_plain=root.is_dir() and not os.path.ismount(root) and os.path.realpath(root) == os.path.normpath(root),
+        size_bytes=_measure(root)[1],
+        mounts_inside=tuple(mounts_below(root)),
+        sharers=tuple(sharers),
+        users=_users(root, inside),
+    )
+
+
+def binds(config: dict[str, Any], bundle: Path) -> list[tuple[str, str]]:
+    """Return what of the host is mounted into a container: (destination, source)."""
+    mounts = config.get("mounts") or ()
+    return [(str(m["destination"]), os.path.join(bundle, m["source"])) for m in mounts if _is_bind(m)]
+
+
+def bind_sources(bundle: str) -> set[str]:
+    """Return what of the host is mounted into a bundle's container. Raises: MigrateError."""
+    return {source for _, source in binds(_config(Path(bundle)), Path(bundle))}
 
 
 def network_name(bundle: str) -> str | None:
@@ -364,7 +409,9 @@ def _is_bind(mount: dict[str, Any]) -> bool:
     return mount.get("type") in ("bind", "rbind") or bool({"bind", "rbind"} & set(mount.get("options") or ()))
 
 
-def _needs(config: dict[str, Any], bundle: Path, pids: list[int]) -> Needs:
+def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[Volume]) -> Needs:
+    copied = {v.source: v.size_bytes for v in volumes if v.policy == Policy.COPY}
+    there = [s for _, s in binds(config, bundle) if s not in copied and not volume.is_inside(s, str(bundle))]
     mounts = config.get("mounts") or []
     linux = config.get("linux") or {}
     process = config.get("process") or {}
@@ -377,7 +424,8 @@ def _needs(config: dict[str, Any], bundle: Path, pids: list[int]) -> Needs:
         controllers.add("cpuset")
     labels = {"apparmor": "apparmorProfile", "selinux": "selinuxLabel"}
     return Needs(
-        bind_sources=tuple(os.path.join(bundle, m["source"]) for m in mounts if _is_bind(m)),
+        bind_sources=tuple(there),
+        volumes=tuple(f"{size} {source}" for source, size in copied.items()),
         filesystems=tuple(sorted(kinds)),
         ports=_ports(pids) if "network" not in namespaces else (),
         controllers=tuple(sorted(controllers)),
@@ -400,7 +448,7 @@ def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
         mounts_inside=tuple(m for m in mounts_below(bundle) if m != str(rootfs)),
         entries=entries,
         size_bytes=size,
-        bind_sources=tuple(os.path.join(bundle, m["source"]) for m in document.get("mounts") or () if _is_bind(m)),
+        bind_sources=tuple(s for _, s in binds(document, bundle) if not volume.is_inside(s, str(bundle))),
         namespace_paths=tuple(n["path"] for n in namespaces if n["type"] != "network" or name_of(n["path"]) is None),
         users=_users(bundle, inside),
     )

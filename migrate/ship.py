@@ -42,6 +42,17 @@ class Shipped:
     look_seconds: float = 0.0
     whole: str = ""  # why all of the tree was looked at, where it need not be
 
+    def plus(self, other: Shipped) -> Shipped:
+        """Return what both are together, one after the other."""
+        return Shipped(
+            self.entries + other.entries,
+            self.removed + other.removed,
+            self.content_bytes + other.content_bytes,
+            self.seconds + other.seconds,
+            self.look_seconds + other.look_seconds,
+            self.whole or other.whole,
+        )
+
 
 class Shipper:
     """The source's end of the bulk connection, whose stream it closes. Raises (constructor): HostUnfit."""

@@ -6,6 +6,7 @@ that is in commit.py alone.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from migrate.commit import Log
 from migrate.converge import Diverge, Limits, Next, Pass, Verdict, judge
-from migrate.errors import Diverged, printable
+from migrate.errors import Diverged, NotShared, printable
 from migrate.phase import Phase
 from migrate.plan import Plan
 from migrate.relay import Relay
@@ -62,7 +63,10 @@ def _prepare(c: Context) -> Details:
         origin=origin,
         coordinator=plan.coordinator,
         network=plan.network,
+        volumes=list(plan.volumes),
     )
+    for path in plan.shared:
+        _see_shared(c, path)
     if plan.direct:
         c.source.call(
             "open_data", address=plan.target_address, remote_command=plan.remote_command, name=plan.target, sending=plan.sending
@@ -72,6 +76,24 @@ def _prepare(c: Context) -> Details:
         c.relays.append(Relay(c.source_place, c.target_place, plan.remote_command, plan.migration_id))
         c.source.call("accept_data", name=plan.target, sending=plan.sending)
     return {"data": "direct" if plan.direct else "through the coordinator"}
+
+
+def _see_shared(c: Context, path: str) -> None:
+    """See that a directory is the same storage on both hosts: what is done to it on one shows on the other. Raises: NotShared.
+
+    Its time of modification is another one for a moment: nothing is left there, should all of us be killed then.
+    """
+    stamp = secrets.randbelow(1 << 60)
+    before = c.source.call("stamp", path=path, mtime_ns=stamp)["mtime_ns"]
+    try:
+        seen = c.target.call("sees", path=path, mtime_ns=stamp)["seen"]
+    finally:
+        c.source.call("stamp", path=path, mtime_ns=before)
+    if not seen:
+        raise NotShared(
+            f"{path} is not the same storage on {c.plan.source} and {c.plan.target}",
+            hint="mount it there, or move it along: --volume NAME=copy",
+        )
 
 
 def _discard(c: Context) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import socket
@@ -25,15 +26,15 @@ class BulkSide(Side):
 
     def attach(self, migration_id: str) -> None:
         """Make this agent the bulk end of a move that another agent of this host has prepared."""
-        self._bundle_of(migration_id)
+        self._taken(migration_id)
         self._attached = migration_id
         self._live_with(migration_id)
 
     @staticmethod
-    def _bundle_of(migration_id: str) -> str:
-        """Return the bundle that is taken for a move. Raises: ProtocolError when nothing is taken, or not any more."""
+    def _taken(migration_id: str) -> list[str]:
+        """Return the directories that are taken for a move. Raises: ProtocolError when nothing is taken, or not any more."""
         try:
-            return (places.working(migration_id) / ALLOWED).read_text()
+            return list(json.loads((places.working(migration_id) / ALLOWED).read_text()))
         except OSError as e:
             raise ProtocolError(f"no move {migration_id} is prepared here to take files") from e
 
@@ -46,8 +47,8 @@ class BulkSide(Side):
 
     def receive_tree(self, root: str) -> dict[str, Any]:
         """Take a tree into one of the directories that were prepared for it."""
-        bundle, images = self._bundle_of(self._attached), str(places.images(self._attached))
-        if root not in (bundle, images):
+        taken, images = self._taken(self._attached), str(places.images(self._attached))
+        if root not in (*taken, images):
             raise ProtocolError(f"{root!r} was not prepared for this move")
         receiver = TreeReceiver(Path(root), flat=root == images)
         try:

@@ -26,9 +26,12 @@ class HostSide(Side):
     ) -> dict[str, Any]:
         return to_json(probe.host_facts(bundle, container, cpu, needs or {}))
 
-    def container(self, container: str, flags: list[str]) -> dict[str, Any]:
+    def container(self, container: str, flags: list[str], volumes: dict[str, str] | None = None) -> dict[str, Any]:
         places.lock(container)
-        facts = probe.container_facts(container, checked_flags(flags))
+        try:
+            facts = probe.container_facts(container, checked_flags(flags), volumes or {})
+        except (ValueError, AttributeError) as e:
+            raise ProtocolError(f"that says nothing of volumes: {e}") from e
         return {"container": None if facts is None else to_json(facts)}
 
     def containers(self) -> dict[str, Any]:

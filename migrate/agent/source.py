@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from migrate.backlog import Backlog
 from migrate.command import Held
 from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
 from migrate.journal import Journal
+from migrate.manifest import Inode
 from migrate.network import Network
 from migrate.outlet import Compress
 from migrate.recover import Decision
@@ -42,7 +44,9 @@ class SourceSide(Side):
     _bundle = ""
     _created = ""
     _pid = 0
-    _tree: Tree | None = None  # the bundle
+    _volumes: tuple[str, ...] = ()  # that move along
+    _shared: tuple[str, ...] = ()
+    _trees: tuple[Tree, ...] = ()  # the bundle and they
     _decided = False
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
@@ -67,6 +71,9 @@ class SourceSide(Side):
         if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
+        volumes, shared = _checked_volumes(plan, state["bundle"])
+        for path in volumes:
+            self._permissions.require_bundle(path)  # it is removed, too, when the container runs elsewhere
         self._network = self._checked_network(plan, state["bundle"])
         self._find_joints()
         self._ports = tuple(port for bridge in {i.bridge for i in self._joints} for port in netns.ports(bridge))
@@ -88,6 +95,7 @@ class SourceSide(Side):
                 raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
             raise
         self._bundle, self._created, self._pid = state["bundle"], state.get("created", ""), state["pid"]
+        self._volumes, self._shared = volumes, shared
 
     @staticmethod
     def _checked_network(plan: dict[str, Any], bundle: str) -> Network | None:
@@ -145,9 +153,9 @@ class SourceSide(Side):
 
     def _close_data(self) -> None:
         self._close_memory()
-        if self._tree is not None:
-            self._tree.close()
-            self._tree = None
+        for tree in self._trees:
+            tree.close()
+        self._trees = ()
         if self._shipper is not None:
             self._shipper.close()
             self._shipper = None
@@ -218,12 +226,29 @@ class SourceSide(Side):
 
         return progress
 
+    def stamp(self, path: str, mtime_ns: int) -> dict[str, Any]:
+        """Set when a shared volume was modified; return what it was. Raises: MigrateError."""
+        if path not in self._shared:
+            raise ProtocolError(f"{path} is not a volume that is to be shared")
+        try:
+            before = os.stat(path)
+            os.utime(path, ns=(before.st_atime_ns, int(mtime_ns)))
+        except OSError as e:
+            raise MigrateError(f"it cannot be seen whether {path} is shared: {e.strerror}") from e
+        return {"mtime_ns": before.st_mtime_ns}
+
     def ship_bundle(self) -> dict[str, Any]:
-        """Make the target's copy of the bundle equal to what it is now."""
+        """Make the target's copy of the bundle, and of the volumes that move along, equal to what it is now."""
         self._migration()
-        if self._tree is None:
-            self._tree = Tree(Path(self._bundle))
-        return self._told(self._data().send_tree(self._tree, self._bundle, self._progress()))
+        if not self._trees:
+            self._trees = tuple(Tree(Path(p)) for p in (self._bundle, *self._volumes))
+        return self._send_trees()
+
+    def _send_trees(self, mapped: Collection[Inode] = (), opened: Collection[Inode] = ()) -> dict[str, Any]:
+        """Send what of the files is other than on the target, and say of all trees together what went."""
+        progress = self._progress()
+        sent = [self._data().send_tree(tree, str(tree.root), progress, mapped, opened) for tree in self._trees]
+        return self._told(functools.reduce(Shipped.plus, sent))
 
     def follow(self, flags: list[str]) -> None:
         """Start the checkpoint so early that the memory can be sent while the container runs."""
@@ -313,10 +338,9 @@ class SourceSide(Side):
         self._keep_frames()
         frozen = time.monotonic()
         self._data().hurry()
-        if self._tree is None:
+        if not self._trees:
             raise ProtocolError("ship_bundle was not called")
-        mapped, opened = probe.written(self._pid)
-        delta = self._told(self._data().send_tree(self._tree, self._bundle, self._progress(), mapped, opened))
+        delta = self._send_trees(*probe.written(self._pid))
         shipped = time.monotonic()
         deadline = shipped + _DUMP_S
 
@@ -434,6 +458,7 @@ class SourceSide(Side):
         plan = records.plan(directory)
         self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
+        self._volumes = tuple(map(str, plan.get("volumes") or ()))
         self._adopt_network(plan)
         try:
             left = records.left(directory)
@@ -494,7 +519,8 @@ class SourceSide(Side):
                 return  # another one has taken its name, and maybe its bundle
             command.run("delete", "--force", self._container)
         if not keep_bundle:
-            remove_bundle(self._bundle, self._migration())
+            for path in (*self._volumes, self._bundle):
+                remove_tree(path, self._migration())
         if self._network is not None and netns.exists(self._network.name):
             if users := netns.users(self._network.name):
                 words = f"the network {self._network.name} is kept: {', '.join(users)} use it"
@@ -502,16 +528,22 @@ class SourceSide(Side):
             netns.remove(self._network.name)
 
 
-def remove_bundle(bundle: str, migration_id: str) -> None:
-    """Remove a bundle that is not needed any more. Idempotent. Raises: MigrateError; OSError."""
-    # Renamed first, so that a half-deleted bundle is never taken for a whole one.
-    gone = f"{bundle}.{migration_id}"
-    if os.path.lexists(bundle) and not os.path.lexists(gone):
-        if inside := probe.mounts_below(Path(bundle)):
-            raise TransferFailed(
-                f"{bundle} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove the bundle by hand"
-            )
-        os.rename(bundle, gone)
+def _checked_volumes(plan: dict[str, Any], bundle: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return what moves along, and what is shared: directories that are mounted into the container. Raises: ProtocolError."""
+    volumes, shared = (tuple(map(str, plan.get(key) or ())) for key in ("volumes", "shared"))
+    if others := {*volumes, *shared} - (probe.bind_sources(bundle) if volumes or shared else set()):
+        raise ProtocolError(f"{', '.join(sorted(others))} is not mounted into the container")
+    return volumes, shared
+
+
+def remove_tree(path: str, migration_id: str) -> None:
+    """Remove a directory that has moved. Idempotent. Raises: MigrateError; OSError."""
+    # Renamed first, so that a half-deleted one is never taken for a whole one.
+    gone = f"{path}.{migration_id}"
+    if os.path.lexists(path) and not os.path.lexists(gone):
+        if inside := probe.mounts_below(Path(path)):
+            raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove it by hand")
+        os.rename(path, gone)
     if os.path.lexists(gone):
         shutil.rmtree(gone, ignore_errors=True)
         if os.path.lexists(gone):

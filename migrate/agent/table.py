@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
     "open_data": Verb(SourceSide, SourceSide.open_data, 60, False, "source"),
     "listen_data": Verb(SourceSide, SourceSide.listen_data, 30, False, "source"),
     "accept_data": Verb(SourceSide, SourceSide.accept_data, 60, False, "source"),
+    "stamp": Verb(SourceSide, SourceSide.stamp, 30, True, "source"),
     "ship_bundle": Verb(SourceSide, SourceSide.ship_bundle, 120, True, "source"),
     "follow": Verb(SourceSide, SourceSide.follow, 90, False, "source"),
     "send_memory": Verb(SourceSide, SourceSide.send_memory, 120, False, "source"),
@@ -67,6 +68,7 @@ VERBS: dict[str, Verb] = {
     "leave": Verb(SourceSide, SourceSide.leave, 120, True, "source"),
     # of the target
     "prepare": Verb(TargetSide, TargetSide.prepare, 60, False, "target"),
+    "sees": Verb(TargetSide, TargetSide.sees, 30, True, "target"),
     "hold_restore": Verb(TargetSide, TargetSide.hold_restore, 90, False, "target"),
     "restore": Verb(TargetSide, TargetSide.restore, 600, False, "target"),
     "release": Verb(TargetSide, TargetSide.release, 90, False, "target"),

@@ -28,6 +28,7 @@ from migrate.warm import warm
 
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
+_SEEN_S = 5.0  # a network's file system remembers times for some seconds
 
 
 class TargetSide(Side):
@@ -48,21 +49,23 @@ class TargetSide(Side):
         origin: dict[str, Any],
         coordinator: str,
         network: dict[str, Any] | None = None,
+        volumes: tuple[str, ...] = (),
     ) -> None:
-        """Take the lock, note what will be made, and make the bundle's directory, and the network, which is silent.
+        """Take the lock, note what will be made, and make the bundle's directory, its volumes', and the network, which is silent.
 
         Raises: MigrateError; nothing is left then.
         """
         wanted = network_of(network)
-        path = self._permissions.require_bundle(bundle)
+        paths = [self._permissions.require_bundle(p) for p in (bundle, *volumes)]
         self._permissions.require_command(origin.get("remote_command"))
         self._take(migration_id, container, coordinator, new=True)
         try:
             records.require_settled(container)
             if command.state(container) is not None:
                 raise MigrateError(f"there is a container {container} already", hint="delete it, or see: migrate status")
-            if os.path.lexists(path):
-                raise MigrateError(f"{bundle} is there already", hint="move it away, or delete it")
+            for path in paths:
+                if os.path.lexists(path):
+                    raise MigrateError(f"{path} is there already", hint="move it away, or delete it")
             if wanted is not None and netns.exists(wanted.name):
                 raise NetworkFailed(
                     f"there is a network namespace {wanted.name} already", hint="remove it, or see: ip netns list"
@@ -72,7 +75,7 @@ class TargetSide(Side):
             self._leave()
             raise
         self._bundle = bundle
-        self._made = (Made.planned(path),)
+        self._made = tuple(Made.planned(path) for path in paths)
         note = {
             **{k: origin.get(k) for k in ("source", "target", "source_address", "remote_command")},
             "container": container,
@@ -90,13 +93,26 @@ class TargetSide(Side):
                 netns.make(wanted)
                 self._network, self._network_inode = wanted, netns.inode(wanted.name)
             self._note(directory, {**note, "made": [m.as_dict() for m in self._made], "network_inode": self._network_inode})
-            (places.working(migration_id) / ALLOWED).write_text(bundle)
+            (places.working(migration_id) / ALLOWED).write_text(json.dumps([bundle, *volumes]))
         except (OSError, NetworkFailed) as e:
             with contextlib.suppress(MigrateError):
                 self.discard()
             if isinstance(e, NetworkFailed):
                 raise
             raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
+
+    def sees(self, path: str, mtime_ns: int) -> dict[str, Any]:
+        """Say whether a directory here was modified at that time: what another host has just made it be."""
+        self._migration()
+        deadline = time.monotonic() + _SEEN_S
+        while True:
+            try:
+                seen = os.lstat(path).st_mtime_ns == mtime_ns
+            except OSError:
+                seen = False
+            if seen or time.monotonic() > deadline:
+                return {"seen": seen}
+            time.sleep(_LOOK_S)
 
     @staticmethod
     def _note(directory: Path, note: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from migrate import volume
 from migrate.cli.progress import KINDS
 
 _LEAST_RATE = 100_000
@@ -34,6 +35,14 @@ def bandwidth(text: str) -> float:
     if 0 < rate < _LEAST_RATE:
         raise click.BadParameter(f"{text!r} is less than {_LEAST_RATE} bytes a second: a move would hardly end")
     return rate
+
+
+def _volume(text: str) -> tuple[str, str]:
+    try:
+        name, policy = volume.read(text)
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from e
+    return name, str(policy)
 
 
 def remote_option(f: F) -> F:
@@ -118,6 +127,14 @@ def move_options(f: F) -> F:
             type=click.Choice(["auto", "zstd", "none"]),
             default="auto",
             help="Compress what is sent: where it is seen to be faster, always, or never.",
+        ),
+        click.option(
+            "--volume",
+            "volumes",
+            metavar="NAME=POLICY",
+            multiple=True,
+            callback=lambda c, p, v: tuple(_volume(text) for text in v),
+            help="What to do with a bind mount: copy it along, see that it is shared, or refuse. NAME is its path, or * for all.",
         ),
         click.option(
             "--ignore", metavar="CODE", multiple=True, help="Go on in spite of this finding of the preflight. May be repeated."

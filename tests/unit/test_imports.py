@@ -58,6 +58,7 @@ LAYERS = (
         "timeline",
         "watch",
         "network",
+        "volume",
         "announce",
     },
     {"wire", "report", "host", "journal", "recover", "facts", "cni", "backlog"},
@@ -84,7 +85,7 @@ PURE = ["runtime/spec", "runtime/setup", "runtime/linux/const.py"]
 PURE += [f"runtime/criu/{n}.py" for n in ("request", "advice", "findings")] + ["runtime/archive/layout.py"]
 PURE += [
     f"migrate/{n}.py"
-    for n in ("manifest", "preflight", "plan", "phase", "report", "facts", "recover", "converge", "story", "page")
+    for n in ("manifest", "preflight", "plan", "phase", "report", "facts", "recover", "converge", "story", "page", "volume")
 ]
 
 

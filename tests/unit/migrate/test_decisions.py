@@ -33,7 +33,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
         "hostname": name, "boot_id": "b", "machine": "x86_64", "kernel": "6.1", "version": "1", "uid": 0, "runtime_error": "",
         "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
         "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
-        "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "clock_ns": 0,
+        "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "existing_volumes": (), "full_volumes": (), "clock_ns": 0,
         "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False, "cni": ("podman",), "fixed_downtime_ms": None,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
