@@ -32,14 +32,15 @@ Config = dict[str, Any]
 
 
 def usable() -> dict[str, Config]:
-    """Return the networks that are configured here, all of whose plugins are here, too; by name."""
+    """Return the networks of the kind bridge that are configured here, all of whose plugins are here, too; by name."""
     found: dict[str, Config] = {}
     with contextlib.suppress(OSError):
         for path in sorted(CONFIGURATION.iterdir()):
             if path.suffix in (".conf", ".conflist", ".json"):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     config = _as_list(json.loads(path.read_bytes()))
-                    if _version(config) >= _OLDEST and all(_find(p["type"]) for p in config["plugins"]):
+                    is_bridge = config["plugins"][0]["type"] == "bridge"  # of others we know no way to keep them silent
+                    if is_bridge and _version(config) >= _OLDEST and all(_find(p["type"]) for p in config["plugins"]):
                         found.setdefault(config["name"], config)
     return found
 
@@ -107,6 +108,10 @@ def add(name: str, attachment: Attachment, interface: Interface) -> None:
         "capabilityArgs": attachment.capabilities,
     }
     path = _CACHE / f"{attachment.network}-{attachment.container_id}-{attachment.interface}"
+    if (other := _owner(path)) not in (None, name):
+        raise NetworkFailed(
+            f"{attachment.container_id} is attached to the CNI network {attachment.network} already, by the namespace {other}"
+        )
     # Before, so that whoever finds what a killed one left knows what to take back.
     _remember(path, remembered)
     result = None
@@ -114,6 +119,17 @@ def add(name: str, attachment: Attachment, interface: Interface) -> None:
         given = {**plugin.get("args", {}), "cni": {**plugin.get("args", {}).get("cni", {}), "ips": addresses}}
         result = _execute("ADD", name, config, {**plugin, "args": given}, attachment, arguments, asked, result)
     _remember(path, {**remembered, "result": result})
+
+
+def _owner(path: Path) -> str | None:
+    """Return the network namespace that is remembered in a file, where that namespace is there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        document = json.loads(path.read_bytes())
+        interfaces = (document.get("result") or {}).get("interfaces") or ()
+        for where in (document.get("netns", ""), *(i.get("sandbox", "") for i in interfaces)):
+            if where and os.path.exists(where):
+                return network.name_of(where) or str(where)
+    return None
 
 
 def _remember(path: Path, document: Config) -> None:
@@ -129,18 +145,21 @@ def _remember(path: Path, document: Config) -> None:
 
 def delete_all(name: str) -> None:
     """Take a network namespace off all that it is attached to. Idempotent. Raises: NetworkFailed, when the rest is done."""
-    errors = []
+    errors: list[NetworkFailed] = []
     for attachment, path, document in _remembered(name):
+        failed = len(errors)
         try:
             config = _as_list(json.loads(base64.b64decode(document["config"])))
             for plugin in reversed(config["plugins"]):
-                result = document.get("result")
-                _execute("DEL", name, config, plugin, attachment, attachment.arguments, attachment.capabilities, result)
-            path.unlink(missing_ok=True)
+                result, asked = document.get("result"), attachment.capabilities
+                try:
+                    _execute("DEL", name, config, plugin, attachment, attachment.arguments, asked, result)
+                except NetworkFailed as e:
+                    errors.append(e)  # the others have something to take back, too
+            if len(errors) == failed:
+                path.unlink(missing_ok=True)
         except (ValueError, KeyError, TypeError, OSError) as e:
             errors.append(NetworkFailed(f"{path} cannot be understood: {e}", hint="take the container off that network by hand"))
-        except NetworkFailed as e:
-            errors.append(e)
     if errors:
         raise errors[0]
 

@@ -8,13 +8,17 @@ at the source's disk, and to do what migrate/recover.py says: the source stays f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from migrate import faults
+from migrate.errors import MigrateError
 from migrate.phase import Phase
 from migrate.session import Session
 from migrate.timeline import Timeline
+
+_BATCHES = 16  # as much as the kernel keeps
 
 
 class Log:
@@ -51,12 +55,26 @@ def commit(
         kept = source.call("decide")
     log.append(Phase.COMMIT, "decided")
     with timeline.span("release, on disk; it runs", "target"):
-        handed_on = target.call("release", frames=kept["frames"])["frames"]
+        handed_on = _count(target.call("release", frames=kept["frames"]))
     on_released()
-    if kept["kept"]:
-        # What came after that, until its neighbours knew where it is now.
-        with timeline.span("hand on what came for it", "source"):
-            handed_on += target.call("deliver", frames=source.call("frames")["frames"])["frames"]
     log.append(Phase.COMMIT, "released", sync=True)
+    if kept["kept"] is True:
+        with timeline.span("hand on what came for it", "source"), contextlib.suppress(MigrateError):
+            handed_on += _hand_on(source, target)
     source.call("kill")
     return {"dump_stats": source.call("killed")["stats"], "frames": handed_on}
+
+
+def _hand_on(source: Session, target: Session) -> int:
+    """Hand on what came after the decision, until its neighbours knew where it is. Should that fail, it is sent again."""
+    handed_on = 0
+    for _ in range(_BATCHES):
+        frames = source.call("frames")["frames"]
+        if not frames:
+            break
+        handed_on += _count(target.call("deliver", frames=frames))
+    return handed_on
+
+
+def _count(answer: dict[str, Any]) -> int:
+    return answer["frames"] if type(answer.get("frames")) is int else 0

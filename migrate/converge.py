@@ -7,6 +7,7 @@ policy decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -137,6 +138,7 @@ def fixed_ms(told: dict[str, Any]) -> float | None:
     try:
         last = told["iterations"][-1]
         memory_ms = last["remaining_bytes"] / last["rate"] * 1000 if last["rate"] else 0.0
-        return max(float(told["downtime_ms"]) - memory_ms, 0.0)
-    except (KeyError, IndexError, TypeError):
+        found = max(float(told["downtime_ms"]) - memory_ms, 0.0)
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         return None
+    return found if math.isfinite(found) else None

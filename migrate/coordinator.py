@@ -225,6 +225,8 @@ class _Move:
             self._finish()
         except MigrateError as e:
             self._failed(e)
+        except (TypeError, ValueError, KeyError) as e:
+            self._failed(ProtocolError(f"a host sent something that is no answer: {e!r}"))
         except KeyboardInterrupt:
             self._failed(Interrupted(f"interrupted in phase {self._phase}"))
         finally:

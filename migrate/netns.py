@@ -252,18 +252,29 @@ def disconnect(joints: list[Interface]) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove a namespace and its interfaces. Idempotent. Raises: NetworkFailed."""
+    """Remove a namespace and its interfaces, and take it off CNI's networks. Idempotent.
+
+    Raises: NetworkFailed, when the rest is done.
+    """
     if not exists(name):
         return
     with contextlib.suppress(NetworkFailed):  # of one that was killed while it attached it
-        if cni.attachments(name):
-            _run("nft", "delete", "table", "bridge", _mute_table(name))
-    cni.delete_all(name)
-    # With the namespace alone they would go, too, but some time later.
-    with contextlib.suppress(NetworkFailed):
-        for joint in joints(name):
-            _run("ip", "link", "del", "dev", joint.peer)
-    _run("ip", "netns", "del", name)
+        _run("nft", "delete", "table", "bridge", _mute_table(name))
+    try:
+        cni.delete_all(name)
+    finally:
+        # With the namespace alone they would go, too, but some time later.
+        with contextlib.suppress(NetworkFailed):
+            for joint in joints(name):
+                _run("ip", "link", "del", "dev", joint.peer)
+        _run("ip", "netns", "del", name)
+
+
+def forget(name: str) -> None:
+    """Take a namespace that went with a reboot off CNI's networks: their leases are on disk. Idempotent."""
+    if not exists(name):
+        with contextlib.suppress(NetworkFailed):
+            cni.delete_all(name)
 
 
 class Announcer:

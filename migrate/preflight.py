@@ -142,6 +142,7 @@ _FINAL = {
     "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
     "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-cni", "network-unsupported",
     "network-shared", "volume-unknown", "volume-no-directory", "volume-overlaps", "volume-exists",
+    "volume-shared", "network-cni-nft",
 }  # fmt: skip
 
 
@@ -226,7 +227,6 @@ def _volumes(container: ContainerFacts, target: HostFacts) -> list[Finding]:
         _fail("volume-unknown", f"nothing that is mounted into the container is called {v}", "name it by its path there, or here")
         for v in container.unknown_volumes
     ]
-    copied = [v for v in container.volumes if v.policy == Policy.COPY]
     for v in container.volumes:
         what = f"{v.source}, which is mounted at {v.destination}"
         if v.policy == Policy.REFUSE:
@@ -234,16 +234,16 @@ def _volumes(container: ContainerFacts, target: HostFacts) -> list[Finding]:
         elif v.policy == Policy.SHARED:
             found.append(_ok("volume", f"{what}, must be the same storage on {name}, which is checked before anything is copied"))
         else:
-            found += _copied(v, what, [o for o in copied if o is not v], container.bundle.path, target)
+            found += _copied(v, what, container.bundle.path, target)
     return found
 
 
-def _copied(v: Volume, what: str, others: list[Volume], bundle: str, target: HostFacts) -> list[Finding]:
+def _copied(v: Volume, what: str, bundle: str, target: HostFacts) -> list[Finding]:
     found, name = [], target.hostname
     if not v.is_plain:
         words = f"{what}, is no directory, is reached by a symbolic link, or is a mount point of its own"
         found.append(_fail("volume-no-directory", words, "only plain directories can be copied: mount that, or one below it"))
-    if is_inside(bundle, v.source) or any(is_inside(v.source, o.source) for o in others):
+    if is_inside(bundle, v.source):
         found.append(_fail("volume-overlaps", f"{what}, overlaps with what is copied anyway", "give each a directory of its own"))
     for mount in v.mounts_inside:
         found.append(_fail("volume-has-mounts", f"{mount} is mounted inside of {what}; what is on it would not be copied"))
@@ -311,6 +311,9 @@ def _network(container: ContainerFacts, target: HostFacts) -> list[Finding]:
                 "configure it in /etc/cni/net.d there; its plugins are those of /opt/cni/bin or /usr/lib/cni",
             )
         )
+    if network.attachments and "nft" not in target.tools:
+        words = f"{name} has no nft to keep an interface silent while CNI's plugins make it"
+        found.append(_fail("network-cni-nft", words, "install nftables there"))
     plain = {i.bridge for i in network.interfaces if network.attachment_of(i) is None}
     for bridge in sorted(plain - set(target.bridges)):
         words = f"{name} has no bridge {bridge}, to which the container's network is joined, or one that filters VLANs"

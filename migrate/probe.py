@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from migrate import __version__, cni, command, locks, netns, places, records, volume
 from migrate.errors import MigrateError, RuntimeFailed
@@ -101,30 +101,46 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
     )
 
 
-def _mounts() -> list[tuple[str, str, str]]:
-    """Return (mount point, file system, its own options) of all mounts, in order."""
+class _Mount(NamedTuple):
+    """`options` are the file system's own, `root` is what of it is mounted."""
+
+    point: str
+    kind: str
+    options: str
+    source: str
+    root: str
+
+
+def _mounts() -> list[_Mount]:
+    """Return all mounts, in order."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         left, _, right = line.partition(" - ")
-        fields = right.split(" ")
-        found.append((left.split(" ")[4].replace("\\040", " "), fields[0], fields[-1]))
+        (_, _, _, root, point, *_), fields = left.split(" "), right.split(" ")
+        found.append(_Mount(point.replace("\\040", " "), fields[0], fields[-1], fields[1], root))
     return found
 
 
-def _filesystem(path: Path) -> str:
-    """Return the name of the file system that a path is on: of the last mount over its nearest mount point."""
+def _mount_of(path: str | Path) -> _Mount | None:
+    """Return what a path is on: the last mount over its nearest mount point."""
     real = os.path.realpath(path)
-    best = ("", "")
-    for point, kind, _ in _mounts():
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best[0]):
-            best = (point, kind)
-    return best[1]
+    best = None
+    for mount in _mounts():
+        if real == mount.point or real.startswith(mount.point.rstrip("/") + "/"):
+            best = mount if best is None or len(mount.point) >= len(best.point) else best
+    return best
+
+
+def _filesystem(path: Path) -> str:
+    """Return the name of the file system that a path is on."""
+    mount = _mount_of(path)
+    return "" if mount is None else mount.kind
 
 
 def _cgroups() -> tuple[str, tuple[str, ...]]:
     """Return how cgroups are mounted here, and the controllers that there are."""
-    v1 = {name for _, kind, options in _mounts() if kind == "cgroup" for name in options.split(",")}
-    v2 = [point for point, kind, _ in _mounts() if kind == "cgroup2"]
+    v1 = {name for m in _mounts() if m.kind == "cgroup" for name in m.options.split(",")}
+    v2 = [m.point for m in _mounts() if m.kind == "cgroup2"]
     found = v1 & _CONTROLLERS
     for point in v2:
         with contextlib.suppress(OSError):
@@ -272,16 +288,19 @@ def container_facts(container: str, flags: list[str], wanted: dict[str, str]) ->
 def _look_at_volume(found: Volume, others: list[dict[str, Any]], inside: set[int]) -> Volume:
     """Return a volume that is to be copied with what is to know of it; `inside` are the container's processes."""
     root = Path(found.source)
+    if not root.is_dir() or os.path.ismount(root) or os.path.realpath(root) != found.source:
+        return replace(found, is_plain=False)
     sharers = []
     for other in others:
+        bundle = Path(other["bundle"])
+        paths = [str(bundle), str(other["rootfs"])]
         with contextlib.suppress(MigrateError):
-            bundle = Path(other["bundle"])
-            paths = [source for _, source in binds(_config(bundle), bundle)]
-            if any(volume.is_inside(p, found.source) or volume.is_inside(found.source, p) for p in paths):
-                sharers.append(str(other["id"]))
+            paths += [source for _, source in binds(_config(bundle), bundle)]
+        real = [os.path.realpath(p) for p in paths]
+        if any(volume.is_inside(p, found.source) or volume.is_inside(found.source, p) for p in real):
+            sharers.append(str(other["id"]))
     return replace(
         found,
-        is_plain=root.is_dir() and not os.path.ismount(root) and os.path.realpath(root) == os.path.normpath(root),
         size_bytes=_measure(root)[1],
         mounts_inside=tuple(mounts_below(root)),
         sharers=tuple(sharers),
@@ -292,7 +311,7 @@ def _look_at_volume(found: Volume, others: list[dict[str, Any]], inside: set[int
 def binds(config: dict[str, Any], bundle: Path) -> list[tuple[str, str]]:
     """Return what of the host is mounted into a container: (destination, source)."""
     mounts = config.get("mounts") or ()
-    return [(str(m["destination"]), os.path.join(bundle, m["source"])) for m in mounts if _is_bind(m)]
+    return [(str(m["destination"]), os.path.normpath(os.path.join(bundle, m["source"]))) for m in mounts if _is_bind(m)]
 
 
 def bind_sources(bundle: str) -> set[str]:
@@ -324,7 +343,7 @@ def _network(config: dict[str, Any], init_pid: int) -> Network | None:
 def mounts_below(directory: Path) -> list[str]:
     """Return the mount points strictly below a directory."""
     prefix = os.path.realpath(directory).rstrip("/") + "/"
-    return sorted(point for point, _, _ in _mounts() if point.startswith(prefix))
+    return sorted(m.point for m in _mounts() if m.point.startswith(prefix))
 
 
 def _family(init_pid: int) -> list[Path]:
@@ -411,7 +430,7 @@ def _is_bind(mount: dict[str, Any]) -> bool:
 
 def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[Volume]) -> Needs:
     copied = {v.source: v.size_bytes for v in volumes if v.policy == Policy.COPY}
-    there = [s for _, s in binds(config, bundle) if s not in copied and not volume.is_inside(s, str(bundle))]
+    there = [s for _, s in binds(config, bundle) if not any(volume.is_inside(s, moved) for moved in (*copied, str(bundle)))]
     mounts = config.get("mounts") or []
     linux = config.get("linux") or {}
     process = config.get("process") or {}
@@ -481,3 +500,19 @@ def _measure(root: Path) -> tuple[int, int]:
                 seen.add((st.st_dev, st.st_ino))
                 size += st.st_blocks * 512
     return entries, size
+
+
+# Of these the mount's source names the same storage on every host.
+_OF_NETWORKS = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "gpfs", "fuse.glusterfs", "fuse.ceph", "fuse.sshfs"}
+
+
+def storage(path: str) -> str:
+    """Return what tells a directory of a network's file system from all others, on any host; "" for one of another kind."""
+    mount = _mount_of(path)
+    if mount is None or mount.kind not in _OF_NETWORKS:
+        return ""
+    below = os.path.relpath(os.path.realpath(path), mount.point)
+    try:
+        return json.dumps([mount.kind, mount.source, os.path.normpath(f"{mount.root}/{below}"), os.stat(path).st_ino])
+    except OSError:
+        return ""

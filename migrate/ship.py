@@ -132,6 +132,8 @@ class Shipper:
             before = {p: known[p] for p in touched if p in known}
             difference = manifest.delta(before, {p: tree.items[p] for p in sorted(touched - left_out) if p in tree.items})
         looked = time.monotonic()
+        if known and not difference.send and not difference.remove:
+            return Shipped(0, 0, 0, looked - started, looked - started, tree.reason)
         self._call("receive_tree", {"root": target_root})
         told, total = started, difference.size_bytes
 

@@ -64,6 +64,7 @@ def _prepare(c: Context) -> Details:
         coordinator=plan.coordinator,
         network=plan.network,
         volumes=list(plan.volumes),
+        shared=list(plan.shared),
     )
     for path in plan.shared:
         _see_shared(c, path)
@@ -79,16 +80,21 @@ def _prepare(c: Context) -> Details:
 
 
 def _see_shared(c: Context, path: str) -> None:
-    """See that a directory is the same storage on both hosts: what is done to it on one shows on the other. Raises: NotShared.
+    """See that a directory is the same storage on both hosts. Raises: NotShared, MigrateError.
 
-    Its time of modification is another one for a moment: nothing is left there, should all of us be killed then.
+    A network's file system says which one it is. Of others, what is done to it on one host must show on the other: its time of
+    modification is another one for a moment.
     """
-    stamp = secrets.randbelow(1 << 60)
-    before = c.source.call("stamp", path=path, mtime_ns=stamp)["mtime_ns"]
-    try:
-        seen = c.target.call("sees", path=path, mtime_ns=stamp)["seen"]
-    finally:
-        c.source.call("stamp", path=path, mtime_ns=before)
+    here = c.source.call("source_storage", path=path)["storage"]
+    there = c.target.call("target_storage", path=path)["storage"]
+    seen = bool(here) and here == there
+    if not here and not there:
+        stamp = 1 + secrets.randbelow(1 << 30)
+        try:
+            c.source.call("stamp", path=path, mtime_s=stamp)
+            seen = bool(c.target.call("sees", path=path, mtime_s=stamp)["seen"])
+        finally:
+            c.source.call("unstamp", path=path)
     if not seen:
         raise NotShared(
             f"{path} is not the same storage on {c.plan.source} and {c.plan.target}",

@@ -18,6 +18,9 @@ class Policy(StrEnum):
     REFUSE = "refuse"  # the container is not moved with it
 
 
+_STRICTNESS = [Policy.COPY, Policy.SHARED, Policy.REFUSE]
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A directory of the host that a container sees. Units: bytes, of those that are copied. Facts are of those alone, too."""
@@ -53,19 +56,24 @@ def read(text: str) -> tuple[str, Policy]:
 def choose(binds: list[tuple[str, str]], wanted: Mapping[str, str], bundle: str) -> tuple[list[Volume], list[str]]:
     """Return what is to be done with which bind mount, and the names that name none.
 
-    `binds` are (destination, source), `wanted` is the policy by a name, which is a destination or a source. What is in the bundle
-    moves with it in any case.
+    `binds` are (destination, source as a normal path), `wanted` is the policy by a name, which is a destination or a source. What
+    is in the bundle moves with it in any case. Of one that is spoken of twice, the strictest counts.
     """
     found: dict[str, Volume] = {}
     used = {ALL}
     for destination, source in binds:
-        names = [n for n in wanted if posixpath.normpath(n) in (posixpath.normpath(destination), posixpath.normpath(source))]
+        names = [n for n in wanted if posixpath.normpath(n) in (posixpath.normpath(destination), source)]
         used.update(names)
-        if is_inside(source, bundle) or not (names or ALL in wanted):
+        if is_inside(source, bundle):
             continue
-        policy = Policy(wanted[names[0]] if names else wanted[ALL])
-        found.setdefault(source, Volume(destination, source, policy))
-    return list(found.values()), sorted(set(wanted) - used)
+        for policy in [Policy(wanted[n]) for n in names or [ALL] if n in wanted]:
+            before = found.get(source)
+            if before is None or _STRICTNESS.index(policy) > _STRICTNESS.index(before.policy):
+                found[source] = Volume(destination, source, policy)
+    copied = [v.source for v in found.values() if v.policy == Policy.COPY]
+    # With what it lies in it moves along.
+    volumes = [v for v in found.values() if not any(v.source != c and is_inside(v.source, c) for c in copied)]
+    return volumes, sorted(set(wanted) - used)
 
 
 def is_inside(path: str, directory: str) -> bool:

@@ -43,7 +43,7 @@ class Made:
         """Raises: OSError, also when it is there already."""
         for parent in reversed(self.parents):
             with contextlib.suppress(FileExistsError):  # another one's, too
-                os.mkdir(parent, 0o755)
+                os.mkdir(parent, 0o700)  # nobody else gets at what was perhaps kept from them on the source
         os.mkdir(self.path, 0o700)
         self.inode = os.lstat(self.path).st_ino
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import host, locks, netns, places
+from migrate import host, locks, netns, places, probe
 from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError
 from migrate.host import Address
@@ -113,6 +113,7 @@ class Side:
         self._network: Network | None = None
         self._joints: list[Interface] = []  # of the network and this host
         self._announcer: Announcer | None = None
+        self._shared: tuple[str, ...] = ()  # volumes that are the same storage on both hosts
 
     def before(self, verb: str) -> None:
         """Called before each verb of this side. Raises: MigrateError when it is not to be done."""
@@ -200,6 +201,15 @@ class Side:
         where = Address.from_json(address)
         self._permissions.require_command(remote_command)
         return host.bulk_command(where, f"{remote_command} agent")
+
+    def _require_shared(self, path: str) -> None:
+        if path not in self._shared:
+            raise ProtocolError(f"{path} is not a volume that is to be shared")
+
+    def storage(self, path: str) -> dict[str, Any]:
+        """Say what tells a shared volume from all others, where its file system does; "" where it does not."""
+        self._require_shared(path)
+        return {"storage": probe.storage(path)}
 
     def done(self) -> dict[str, Any]:
         """Wait for the end of what was released or killed. Returns CRIU's statistics."""

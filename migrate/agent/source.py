@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from migrate import command, durable, locks, netns, places, probe, records
-from migrate.agent.side import Side, network_of, wipe
-from migrate.backlog import Backlog
+from migrate.agent.side import OnEvent, Permissions, Side, network_of, wipe
+from migrate.backlog import AT_ONCE_BYTES, MAX_BYTES, Backlog
 from migrate.command import Held
 from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
+from migrate.flush import Flushing
 from migrate.journal import Journal
 from migrate.manifest import Inode
 from migrate.network import Network
@@ -27,6 +28,7 @@ from migrate.ship import Shipped, Shipper
 from migrate.transport.local import FdStream, ProcessStream, enlarge
 from migrate.tree import Tree
 from migrate.warm import warm
+from migrate.wire import Wire
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
 _PROGRESS_EVERY_S = 0.2
@@ -45,7 +47,6 @@ class SourceSide(Side):
     _created = ""
     _pid = 0
     _volumes: tuple[str, ...] = ()  # that move along
-    _shared: tuple[str, ...] = ()
     _trees: tuple[Tree, ...] = ()  # the bundle and they
     _decided = False
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
@@ -53,6 +54,12 @@ class SourceSide(Side):
     _slowed = False
     _ports: tuple[str, ...] = ()  # of the bridges that the network is joined to
     _backlog: Backlog | None = None
+    _lost_network = ""  # which went with a reboot
+
+    def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
+        super().__init__(wire, on_event, permissions)
+        self._stamped: dict[str, tuple[int, int]] = {}  # when a volume was modified, in ns, and what was made of it, in s
+        self._inodes: dict[str, int] = {}  # what is removed in the end
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -85,7 +92,13 @@ class SourceSide(Side):
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
-            noted = {"created": state.get("created", ""), "boot_id": locks.boot_id(), "network_inode": inode}
+            self._inodes = {path: os.lstat(path).st_ino for path in (state["bundle"], *volumes)}
+            noted = {
+                "created": state.get("created", ""),
+                "boot_id": locks.boot_id(),
+                "network_inode": inode,
+                "inodes": self._inodes,
+            }
             self._journal.append("plan", "made", sync=True, **{**plan, **noted})
         except BaseException as e:
             if directory is not None:
@@ -138,6 +151,8 @@ class SourceSide(Side):
         """Remove what the move had here while it went on. Idempotent."""
         self._close_data()
         self._end_announcer()
+        for path in list(self._stamped):
+            self.unstamp(path)
         if self._backlog is not None:
             self._backlog.close()
             self._backlog = None
@@ -226,16 +241,23 @@ class SourceSide(Side):
 
         return progress
 
-    def stamp(self, path: str, mtime_ns: int) -> dict[str, Any]:
-        """Set when a shared volume was modified; return what it was. Raises: MigrateError."""
-        if path not in self._shared:
-            raise ProtocolError(f"{path} is not a volume that is to be shared")
+    def stamp(self, path: str, mtime_s: int) -> None:
+        """Set when a shared volume was modified, until `unstamp`. Raises: MigrateError."""
+        self._require_shared(path)
         try:
             before = os.stat(path)
-            os.utime(path, ns=(before.st_atime_ns, int(mtime_ns)))
+            self._stamped.setdefault(path, (before.st_mtime_ns, int(mtime_s)))
+            os.utime(path, ns=(before.st_atime_ns, int(mtime_s) * 1_000_000_000))
         except OSError as e:
             raise MigrateError(f"it cannot be seen whether {path} is shared: {e.strerror}") from e
-        return {"mtime_ns": before.st_mtime_ns}
+
+    def unstamp(self, path: str) -> None:
+        """Put back when it was modified, unless it was modified since. Idempotent."""
+        before_ns, stamp_s = self._stamped.pop(path, (0, 0))
+        with contextlib.suppress(OSError):
+            now = os.stat(path)
+            if stamp_s and int(now.st_mtime) == stamp_s:
+                os.utime(path, ns=(now.st_atime_ns, before_ns))
 
     def ship_bundle(self) -> dict[str, Any]:
         """Make the target's copy of the bundle, and of the volumes that move along, equal to what it is now."""
@@ -310,6 +332,7 @@ class SourceSide(Side):
 
     def hold_checkpoint(self, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
+        Flushing(self._shared).wait()  # so that little is left to flush in the freeze
         if self._memory_fd is not None:
             self._hold().say("prepare")
             self._hold().event("ready", _HOLD_READY_S)
@@ -340,6 +363,7 @@ class SourceSide(Side):
         self._data().hurry()
         if not self._trees:
             raise ProtocolError("ship_bundle was not called")
+        flushing = Flushing(self._shared)
         delta = self._send_trees(*probe.written(self._pid))
         shipped = time.monotonic()
         deadline = shipped + _DUMP_S
@@ -348,6 +372,7 @@ class SourceSide(Side):
             return held.has_event(wait_s) or time.monotonic() > deadline
 
         pages = self._send_pages(held, ended) if self._memory_fd is None else self._send_last_pass(held, ended)
+        flushing.wait()
         return {
             "delta": delta,
             "pages": pages,
@@ -389,12 +414,13 @@ class SourceSide(Side):
             with contextlib.suppress(OSError):
                 self._backlog = Backlog(self._joints, self._ports)
 
-    def frames(self) -> dict[str, Any]:
+    def frames(self, most_bytes: int = MAX_BYTES) -> dict[str, Any]:
         """Return what has come for the container since it was frozen, or since the last time that this was asked.
 
         `kept` says whether anything is kept here at all.
         """
-        return {"kept": self._backlog is not None, "frames": self._backlog.take() if self._backlog is not None else []}
+        kept = self._backlog.take(min(int(most_bytes), MAX_BYTES)) if self._backlog is not None else []
+        return {"kept": self._backlog is not None, "frames": kept}
 
     def decide(self) -> dict[str, Any]:
         """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known.
@@ -405,7 +431,7 @@ class SourceSide(Side):
         self._decided = True
         durable.write(places.decision(migration), durable.COMMIT)
         self._silence()
-        return self.frames()
+        return self.frames(AT_ONCE_BYTES)
 
     def _silence(self) -> None:
         """Have the kernel answer for the container's addresses no more. Should it fail, the target's announcements come later."""
@@ -416,6 +442,8 @@ class SourceSide(Side):
         """Take the network of a move that was left behind for ours, when it is still the same one."""
         try:
             found = network_of(plan.get("network"))
+            if found is not None and plan.get("boot_id") != locks.boot_id():
+                self._lost_network = found.name
             if found is None or plan.get("boot_id") != locks.boot_id() or plan.get("network_inode") != netns.inode(found.name):
                 return
             self._network = found
@@ -459,6 +487,7 @@ class SourceSide(Side):
         self._take(migration_id, str(plan["container"]), coordinator, min(float(wait_s), 900.0))
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
         self._volumes = tuple(map(str, plan.get("volumes") or ()))
+        self._inodes = {str(path): int(inode) for path, inode in (plan.get("inodes") or {}).items()}
         self._adopt_network(plan)
         try:
             left = records.left(directory)
@@ -510,7 +539,10 @@ class SourceSide(Side):
             command.run("pause", self._container)
 
     def forget(self, keep_bundle: bool) -> None:
-        """Delete the container, which runs elsewhere, and its bundle. Idempotent."""
+        """Delete the container, which runs elsewhere, its network, its bundle and the volumes that moved along. Idempotent.
+
+        Raises: MigrateError, OSError with the first thing that could not be removed, when the rest is.
+        """
         if not self._decided:
             raise ProtocolError("it was not decided that the container runs elsewhere")
         state = command.state(self._container)
@@ -518,14 +550,40 @@ class SourceSide(Side):
             if self._created and state.get("created") != self._created:
                 return  # another one has taken its name, and maybe its bundle
             command.run("delete", "--force", self._container)
+        errors: list[Exception] = []
+        removals: list[Callable[[], None]] = [self._remove_network]
         if not keep_bundle:
-            for path in (*self._volumes, self._bundle):
-                remove_tree(path, self._migration())
-        if self._network is not None and netns.exists(self._network.name):
-            if users := netns.users(self._network.name):
-                words = f"the network {self._network.name} is kept: {', '.join(users)} use it"
-                raise NetworkFailed(words, hint="remove it by hand")
-            netns.remove(self._network.name)
+            removals += [functools.partial(self._remove_tree, path) for path in (*self._volumes, self._bundle)]
+        for remove in removals:
+            try:
+                remove()
+            except (MigrateError, OSError) as e:
+                errors.append(e)
+        if errors:
+            raise errors[0]
+
+    def _remove_network(self) -> None:
+        if self._lost_network:
+            netns.forget(self._lost_network)
+        if self._network is None or not netns.exists(self._network.name):
+            return
+        if users := netns.users(self._network.name):
+            words = f"the network {self._network.name} is kept: {', '.join(users)} use it"
+            raise NetworkFailed(words, hint="remove it by hand")
+        netns.remove(self._network.name)
+
+    def _remove_tree(self, path: str) -> None:
+        """Remove a directory that has moved, not one that somebody has made there since. Idempotent."""
+        # Renamed first, so that a half-deleted one is never taken for a whole one.
+        gone = f"{path}.{self._migration()}"
+        if os.path.lexists(path) and os.lstat(path).st_ino == self._inodes.get(path) and not os.path.lexists(gone):
+            if inside := probe.mounts_below(Path(path)):
+                raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove it by hand")
+            os.rename(path, gone)
+        if os.path.lexists(gone):
+            shutil.rmtree(gone, ignore_errors=True)
+            if os.path.lexists(gone):
+                raise TransferFailed(f"cannot remove {gone}", hint="remove it by hand")
 
 
 def _checked_volumes(plan: dict[str, Any], bundle: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -534,17 +592,3 @@ def _checked_volumes(plan: dict[str, Any], bundle: str) -> tuple[tuple[str, ...]
     if others := {*volumes, *shared} - (probe.bind_sources(bundle) if volumes or shared else set()):
         raise ProtocolError(f"{', '.join(sorted(others))} is not mounted into the container")
     return volumes, shared
-
-
-def remove_tree(path: str, migration_id: str) -> None:
-    """Remove a directory that has moved. Idempotent. Raises: MigrateError; OSError."""
-    # Renamed first, so that a half-deleted one is never taken for a whole one.
-    gone = f"{path}.{migration_id}"
-    if os.path.lexists(path) and not os.path.lexists(gone):
-        if inside := probe.mounts_below(Path(path)):
-            raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove it by hand")
-        os.rename(path, gone)
-    if os.path.lexists(gone):
-        shutil.rmtree(gone, ignore_errors=True)
-        if os.path.lexists(gone):
-            raise TransferFailed(f"cannot remove {gone}", hint="remove it by hand")

@@ -28,7 +28,7 @@ from migrate.warm import warm
 
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
-_SEEN_S = 5.0  # a network's file system remembers times for some seconds
+_SEEN_S = 5.0  # what a file system that hosts share may take to show it
 
 
 class TargetSide(Side):
@@ -50,6 +50,7 @@ class TargetSide(Side):
         coordinator: str,
         network: dict[str, Any] | None = None,
         volumes: tuple[str, ...] = (),
+        shared: tuple[str, ...] = (),
     ) -> None:
         """Take the lock, note what will be made, and make the bundle's directory, its volumes', and the network, which is silent.
 
@@ -74,7 +75,7 @@ class TargetSide(Side):
         except BaseException:
             self._leave()
             raise
-        self._bundle = bundle
+        self._bundle, self._shared = bundle, tuple(map(str, shared))
         self._made = tuple(Made.planned(path) for path in paths)
         note = {
             **{k: origin.get(k) for k in ("source", "target", "source_address", "remote_command")},
@@ -101,17 +102,20 @@ class TargetSide(Side):
                 raise
             raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
 
-    def sees(self, path: str, mtime_ns: int) -> dict[str, Any]:
-        """Say whether a directory here was modified at that time: what another host has just made it be."""
-        self._migration()
+    def sees(self, path: str, mtime_s: int) -> dict[str, Any]:
+        """Say whether a shared volume was modified at that time, which another host has just made it be."""
+        self._require_shared(path)
         deadline = time.monotonic() + _SEEN_S
         while True:
-            try:
-                seen = os.lstat(path).st_mtime_ns == mtime_ns
-            except OSError:
-                seen = False
-            if seen or time.monotonic() > deadline:
-                return {"seen": seen}
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # a mere look may be an old one
+                try:
+                    if int(os.fstat(fd).st_mtime) == mtime_s:
+                        return {"seen": True}
+                finally:
+                    os.close(fd)
+            if time.monotonic() > deadline:
+                return {"seen": False}
             time.sleep(_LOOK_S)
 
     @staticmethod
@@ -160,7 +164,7 @@ class TargetSide(Side):
         Returns how many frames it was given. Raises: MigrateError; nothing of it has run then.
         """
         held = self._hold()
-        waiting = backlog.read(list(frames), self._joints)
+        waiting = backlog.read(frames, self._joints)
         given = 0
         word = places.released(self._migration())
         self._write_released(word)
@@ -245,10 +249,10 @@ class TargetSide(Side):
         state = command.state(self._container)
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
+        wipe(places.working(self._id))
         for made in self._made:
             made.remove()
         self._remove_network()
-        wipe(places.working(self._id))
         if keep_record:
             records.close(self._id)
         else:
@@ -347,8 +351,11 @@ class TargetSide(Side):
         """Read what was noted; return what is here, a value of Target. Raises: MigrateError when that cannot be known."""
         migration = self._migration()
         self._bundle, self._made = note["bundle"], _made_of(note)
+        network = network_of(note.get("network"))
         if note.get("boot_id") == locks.boot_id():
-            self._network, self._network_inode = network_of(note.get("network")), note.get("network_inode")
+            self._network, self._network_inode = network, note.get("network_inode")
+        elif network is not None:
+            netns.forget(network.name)
         word = durable.read(places.released(migration))
         state = command.state(self._container)
         # One of another bundle is another container that has taken the name.

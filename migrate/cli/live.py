@@ -63,8 +63,8 @@ class Live:
             elif phase == self._phase:
                 elapsed_s = time.monotonic() - self._began
                 table.add_row(Text("▸", "yellow"), Text(phase, "bold"), Text(f"{WORDS[phase].doing} ({elapsed_s:.0f} s)"))
-                if self._sent is not None:
-                    table.add_row("", "", _bar(*self._sent))
+                if (sent := self._sent) is not None:  # it is another thread that tells
+                    table.add_row("", "", _bar(*sent))
             else:
                 table.add_row(Text("·", "dim"), Text(phase, "dim"), "")
             if phase == Phase.PRECOPY and self._passes:
@@ -96,7 +96,7 @@ def _passes(passes: list[dict[str, Any]]) -> RenderableType:
             f"{human_bytes(p['rate'])}/s",
             human_bytes(p["remaining_bytes"]),
             f"{p['predicted_ms']:.0f} ms",
-            p["reason"] or p["next"],
+            Text(str(p["reason"] or p["next"])),
         )
     return table
 

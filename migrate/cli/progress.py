@@ -23,7 +23,14 @@ class Progress(Protocol):
 
 
 def make(kind: str, stream: TextIO, as_json: bool) -> Progress:
-    """Return what shows a move on a stream; `auto` is nothing where the result is for a program."""
+    """Return what shows a move on a stream; `auto` is nothing where the result is for a program.
+
+    It raises nothing: a terminal that is gone is no reason to leave a move in the middle.
+    """
+    return _Harmless(_make(kind, stream, as_json))
+
+
+def _make(kind: str, stream: TextIO, as_json: bool) -> Progress:
     if kind == "auto":
         kind = "none" if as_json else "live" if stream.isatty() else "plain"
     if kind == "live":
@@ -32,6 +39,27 @@ def make(kind: str, stream: TextIO, as_json: bool) -> Progress:
         return Live(stream)
     kinds: dict[str, Callable[[TextIO], Progress]] = {"plain": Plain, "json": JsonLines, "none": Nothing}
     return kinds[kind](stream)
+
+
+class _Harmless:
+    """Another one, until it fails."""
+
+    def __init__(self, shown: Progress) -> None:
+        self.shown: Progress | None = shown
+
+    def __call__(self, phase: Phase, event: str, fields: dict[str, Any]) -> None:
+        try:
+            if self.shown is not None:
+                self.shown(phase, event, fields)
+        except Exception:
+            self.shown = None
+
+    def close(self) -> None:
+        try:
+            if self.shown is not None:
+                self.shown.close()
+        except Exception:
+            self.shown = None
 
 
 class Nothing:

@@ -61,7 +61,7 @@ LAYERS = (
         "volume",
         "announce",
     },
-    {"wire", "report", "host", "journal", "recover", "facts", "cni", "backlog"},
+    {"wire", "report", "host", "journal", "recover", "facts", "cni", "backlog", "flush"},
     {"preflight", "netns"},
     {"outlet"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from migrate.cli.live import Live, duration
-from migrate.cli.progress import KINDS, JsonLines, Nothing, Plain, make
+from migrate.cli.progress import KINDS, JsonLines, Plain, make
 from migrate.phase import Phase
 
 PASS = {
@@ -33,13 +33,30 @@ class Terminal(io.StringIO):
         return True
 
 
+def kind_of(kind: str, stream: io.StringIO, as_json: bool) -> str:
+    made = make(kind, stream, as_json)
+    made.close()
+    return type(made.shown).__name__  # type: ignore[attr-defined]
+
+
 def test_what_is_made_when_nobody_says() -> None:
-    assert isinstance(make("auto", Terminal(), True), Nothing)
-    assert isinstance(make("auto", io.StringIO(), False), Plain)
-    live = make("auto", Terminal(), False)
-    assert isinstance(live, Live)
-    live.close()
-    assert {type(make(kind, io.StringIO(), False)).__name__ for kind in KINDS} == {"Plain", "Live", "JsonLines", "Nothing"}
+    assert kind_of("auto", Terminal(), True) == "Nothing"
+    assert kind_of("auto", io.StringIO(), False) == "Plain"
+    assert kind_of("auto", Terminal(), False) == "Live"
+    assert {kind_of(kind, io.StringIO(), False) for kind in KINDS} == {"Plain", "Live", "JsonLines", "Nothing"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "json", "live"])
+def test_a_terminal_that_is_gone_stops_no_move(kind: str) -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    shown = make(kind, Terminal(), False)
+    vars(shown)["shown"] = make(kind, Gone(), False).shown if kind != "live" else shown.shown  # type: ignore[attr-defined]
+    for event in [*EVENTS, (Phase.PRECOPY, "iteration", {**PASS, "reason": "[/no markup]"})]:
+        shown(*event)
+    shown.close()
 
 
 def test_lines() -> None:
