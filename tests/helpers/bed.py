@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.criu.lazy import NAME as MEMORY
+from tests.helpers.oci import SLOW_S
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = "/var/lib/ferry/bundles"
@@ -41,34 +42,34 @@ class Bed:
 
     def up(self, *options: str) -> None:
         try:
-            subprocess.run(self._bed("up", *options), stdin=subprocess.DEVNULL, check=True, timeout=60)
+            subprocess.run(self._bed("up", *options), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
         except BaseException:
             self.down()
             raise
 
     def down(self) -> None:
-        subprocess.run(self._bed("down"), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        subprocess.run(self._bed("down"), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
 
     def crash(self, host: str) -> None:
         """Pull the plug of a host, and boot it again."""
-        subprocess.run(self._bed("crash", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        subprocess.run(self._bed("crash", host), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
 
     def cut(self, host: str) -> None:
         """Drop every packet from and to a host."""
-        subprocess.run(self._bed("cut", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        subprocess.run(self._bed("cut", host), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
 
     def mend(self, host: str) -> None:
         """Carry the packets of a host again. Idempotent."""
-        subprocess.run(self._bed("mend", host), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        subprocess.run(self._bed("mend", host), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
 
     def shape(self, rate: str) -> None:
         """Have the cables of both hosts carry no more than this in each direction, e.g. 1gbit."""
-        subprocess.run(self._bed("shape", rate), stdin=subprocess.DEVNULL, check=True, timeout=60)
+        subprocess.run(self._bed("shape", rate), stdin=subprocess.DEVNULL, check=True, timeout=SLOW_S)
 
     def argv(self, host: str, *args: str) -> list[str]:
         return self._bed("exec", host, *args)
 
-    def run(self, host: str, *args: str, timeout_s: float = 100, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, host: str, *args: str, timeout_s: float = SLOW_S, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on a host and return what came of it."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options.update(kwargs)
@@ -116,7 +117,7 @@ class Bed:
                 found.append(int(entry))
         return found
 
-    def move(self, source: str, container: str, target: str, *options: str, timeout_s: float = 100) -> dict[str, Any]:
+    def move(self, source: str, container: str, target: str, *options: str, timeout_s: float = SLOW_S) -> dict[str, Any]:
         """Move a container; return the report and fail unless it was completed."""
         done = self.run(source, "migrate", "move", "--json", *options, container, target, timeout_s=timeout_s)
         assert done.returncode == 0, f"status {done.returncode}: {done.stdout}{done.stderr}"

@@ -14,6 +14,8 @@ from typing import Any
 from tests.helpers.bundle import assert_gapless, numbers
 
 OURS = str(Path(sys.executable).with_name("runtime"))
+# No command takes so long, even on a slow machine in an emulated guest: what does hangs.
+SLOW_S = 600.0
 CRIU = str(Path(sys.executable).with_name("criu"))
 
 
@@ -37,7 +39,7 @@ class Oci:
         """Run a verb and return what came of it, whatever that is."""
         options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         options.update(kwargs)
-        return subprocess.run(self.argv(*args, before=before), text=True, timeout=60, check=False, **options)
+        return subprocess.run(self.argv(*args, before=before), text=True, timeout=SLOW_S, check=False, **options)
 
     def ok(self, *args: str | Path, **kwargs: Any) -> str:
         """Run a verb that must succeed; return its output."""

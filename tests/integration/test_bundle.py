@@ -18,13 +18,13 @@ import pytest
 import zstandard
 
 from tests.helpers.bundle import BundleMaker, make_rootfs
-from tests.helpers.oci import OURS, Oci
+from tests.helpers.oci import OURS, SLOW_S, Oci
 
 pytestmark = pytest.mark.ferry
 
 
 def bundle(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([OURS, "bundle", *map(str, args)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([OURS, "bundle", *map(str, args)], capture_output=True, text=True, timeout=SLOW_S, check=False)
 
 
 def made(*args: str | Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.bundle import BundleMaker
-from tests.helpers.oci import Oci, wait_for
+from tests.helpers.oci import SLOW_S, Oci, wait_for
 
 MAPPING = [{"containerID": 0, "hostID": 100000, "size": 65536}]
 
@@ -232,7 +232,7 @@ def test_an_ordinary_user_runs_a_container(ordinary: tuple[Path, list[str]], bun
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*argv, "--root", str(home / "state"), *args], cwd=bundle, capture_output=True, text=True, timeout=60
+            [*argv, "--root", str(home / "state"), *args], cwd=bundle, capture_output=True, text=True, timeout=SLOW_S
         )
 
     made = run("spec", "--rootless")

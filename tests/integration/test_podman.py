@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers.bundle import make_rootfs
 from tests.helpers.leaks import Snapshot
-from tests.helpers.oci import CRIU, OURS, wait_for
+from tests.helpers.oci import CRIU, OURS, SLOW_S, wait_for
 
 IMAGE = "localhost/ferry-test"
 
@@ -70,7 +70,9 @@ def _podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     make_rootfs(directory / "rootfs")
     (directory / "rootfs/data").mkdir()
     tar = subprocess.run(["tar", "-C", directory / "rootfs", "-c", "."], capture_output=True, check=True).stdout
-    subprocess.run([*podman._argv, "import", "-", IMAGE], input=tar, env=podman.env, check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [*podman._argv, "import", "-", IMAGE], input=tar, env=podman.env, check=True, capture_output=True, timeout=SLOW_S
+    )
     yield podman
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if str(directory) in line.split()[4]:
@@ -109,7 +111,7 @@ def test_interactive(podman: Podman) -> None:
 def test_terminal(podman: Podman) -> None:
     argv = " ".join([*podman._argv, "run", "--rm", "-it", IMAGE, "sh", "-c", "'tty; test -t 1 && echo is a terminal'"])
     done = subprocess.run(
-        ["script", "-qec", argv, "/dev/null"], env=podman.env, capture_output=True, text=True, timeout=60, check=False,
+        ["script", "-qec", argv, "/dev/null"], env=podman.env, capture_output=True, text=True, timeout=SLOW_S, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert "/dev/pts/0" in done.stdout and "is a terminal" in done.stdout, done
@@ -153,7 +155,7 @@ def test_exec(podman: Podman) -> None:
     wait_for(lambda: podman.run("exec", "c", "test", "-e", "/detached").returncode == 0, "the detached exec")
     argv = " ".join([*podman._argv, "exec", "-it", "c", "tty"])
     done = subprocess.run(
-        ["script", "-qec", argv, "/dev/null"], env=podman.env, capture_output=True, text=True, timeout=60, check=False,
+        ["script", "-qec", argv, "/dev/null"], env=podman.env, capture_output=True, text=True, timeout=SLOW_S, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert "/dev/pts/" in done.stdout, done
