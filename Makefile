@@ -10,8 +10,9 @@
 # make check   lint, types and unit tests (no root, any machine)
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
+# make bench-served   servers that move under load over a link of 1 Gbit/s, against the scripts of today with runc and podman
 # make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
-.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants test-runtime test-moves soak box check setup bench bench-checkpoint wire
+.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants test-runtime test-moves soak box check setup bench bench-checkpoint bench-served wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -77,6 +78,10 @@ bench: setup
 
 bench-checkpoint: setup
 	@$(bin)/python tests/bench/checkpoint.py
+
+bench-served: setup
+	@scripts/install-packages --tests
+	@$(bin)/python tests/bench/served.py
 
 wire:
 	$(bin)/python -m grpc_tools.protoc -Imigrate --python_out=migrate --pyi_out=migrate migrate/wire.proto

@@ -33,6 +33,8 @@ def page(story: Story) -> str:
     if story.downtime_ms is not None and story.downtime:
         parts += [f"<h2>The downtime: {story.downtime_ms:.0f} ms</h2>", _waterfall("downtime", story.downtime, story.downtime_ms)]
         parts.append(f"<p>between these: words to and fro: {story.between_ms:.1f} ms</p>")
+    if story.handed_on:
+        parts.append(f"<p>packets that came meanwhile, handed on: {story.handed_on}</p>")
     colours = "".join(f'<span style="background: var(--{w})"></span>{w}' for w in ("source", "target", "coordinator"))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

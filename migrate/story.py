@@ -56,6 +56,7 @@ class Story:
     iterations: tuple[Iteration, ...]
     downtime: tuple[Bar, ...]
     between_ms: float  # of the downtime, what no bar covers: the words that went to and fro
+    handed_on: int = 0  # packets that came for it meanwhile
 
 
 def tell(document: dict[str, Any]) -> Story:
@@ -87,7 +88,14 @@ def tell(document: dict[str, Any]) -> Story:
         iterations=tuple(_iterations(document)),
         downtime=downtime,
         between_ms=between_ms,
+        handed_on=_handed_on(document),
     )
+
+
+def _handed_on(document: dict[str, Any]) -> int:
+    details = document.get("details")
+    commit = details.get(str(Phase.COMMIT)) if isinstance(details, dict) else None
+    return int(_number(commit.get("frames")) or 0) if isinstance(commit, dict) else 0
 
 
 def _is_phase(bar: Bar) -> bool:
@@ -153,6 +161,8 @@ def lines(story: Story) -> list[str]:
     if story.downtime_ms is not None and story.downtime:
         out += ["", f"downtime, {story.downtime_ms:.0f} ms", *_drawn(story.downtime, story.downtime_ms)]
         out.append(f"  {'':11} {'between these: words to and fro':34} {'':{_WIDTH}} {story.between_ms:9.1f} ms")
+    if story.handed_on:
+        out += ["", f"packets that came meanwhile, handed on: {story.handed_on}"]
     return out
 
 

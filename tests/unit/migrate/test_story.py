@@ -45,6 +45,16 @@ def test_it_is_put_in_order() -> None:
     assert story.between_ms == pytest.approx(100 - 4 - 9 - 28 - 4 - 34 - 7)
 
 
+def test_what_was_handed_on() -> None:
+    document = report()
+    assert not any("handed on" in line for line in lines(tell(document)))
+    document["details"] = {"commit": {"frames": 17}}
+    assert lines(tell(document))[-1] == "packets that came meanwhile, handed on: 17"
+    assert "handed on: 17" in page(tell(document))
+    for other in ({"commit": {"frames": "x"}}, {"commit": 5}, 7):
+        assert tell({**document, "details": other}).handed_on == 0
+
+
 def test_on_a_terminal() -> None:
     text = "\n".join(lines(tell(report())))
     assert "web runs on host2: downtime 100 ms" in text
