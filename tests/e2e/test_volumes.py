@@ -95,12 +95,30 @@ def test_its_coordinator_is_killed(counting: Bed, place: str, here: str, there: 
     counts(bed, here, there)
 
 
+def test_what_somebody_made_there_since_is_not_removed(counting: Bed) -> None:
+    """The move goes forward, and has its own directory to remove, not another one that has its name by then."""
+    bed = counting
+    move = Stopped(bed, "host1", "commit.released:after", "migrate", "move", "--volume", "/data=copy", NAME, "host2")
+    move.signal(signal.SIGKILL)
+    move.go_on()
+    bed.ok("host1", "sh", "-ec", f"mv {DATA} {DATA}.old; mkdir {DATA}; touch {DATA}/new")
+    bed.run("host1", "migrate", "recover")
+    assert bed.status("host2", NAME) == "running" and bed.status("host1", NAME) is None
+    assert (data(bed, "host1") / "new").exists()
+    assert_gapless(numbers(data(bed, "host2") / "count"))
+
+
 def test_what_is_in_the_way_is_said(counting: Bed) -> None:
     bed = counting
     assert findings(bed) == {"bind-source-missing"}
     assert findings(bed, "--volume", "/data=refuse") == {"volume-refused", "bind-source-missing"}
     assert findings(bed, "--volume", "/daten=copy") == {"volume-unknown", "bind-source-missing"}
     assert bed.run("host1", "migrate", "check", "--volume", "/data=copies", NAME, "host2").returncode == 2
+    # A container that has its bundle in it.
+    BundleMaker(data(bed, "host1"))("sleep", "1000", path=data(bed, "host1") / "another")
+    bed.start("host1", f"{DATA}/another", "another")
+    assert findings(bed, "--volume", "/data=copy") == {"volume-shared"}
+    bed.ok("host1", "runtime", "delete", "--force", "another")
     data(bed, "host2").mkdir(parents=True)
     assert findings(bed, "--volume", "/data=copy") == {"volume-exists"}
     bed.ok("host1", "mount", "-t", "tmpfs", "t", DATA)
