@@ -24,11 +24,11 @@ def world() -> Iterator[World]:
 @pytest.fixture(scope="module")
 def places(world: World) -> Callable[[], list[str]]:
     """What returns the entries of a move, before and after, in order: of one that nothing happens to, of the world's kind."""
-    known: dict[bool, list[str]] = {}
+    known: dict[frozenset[str], list[str]] = {}
     listing = "/var/lib/passed"
 
     def passed() -> list[str]:
-        if world.pre_copy not in known:
+        if world.ways not in known:
             world.begin()
             world.bed.path("host1", listing).unlink(missing_ok=True)
             command = ("migrate", "move", *world.flags, NAME, "host2")
@@ -38,7 +38,7 @@ def places(world: World) -> Callable[[], list[str]]:
             world.at = "host2"
             world.counts()
             only = os.environ.get("FERRY_FAULT_PLACES", "")
-            known[world.pre_copy] = [p for p in dict.fromkeys(found) if not only or any(word in p for word in only.split(","))]
-        return known[world.pre_copy]
+            known[world.ways] = [p for p in dict.fromkeys(found) if not only or any(word in p for word in only.split(","))]
+        return known[world.ways]
 
     return passed

@@ -15,8 +15,9 @@ import sys
 import time
 from typing import Any
 
+from tests.helpers import bridged
 from tests.helpers.bed import BUNDLES, NO_REMAINS, ROOT, Bed
-from tests.helpers.bundle import BundleMaker, assert_gapless, numbers
+from tests.helpers.bundle import BundleMaker, Config, assert_gapless, numbers
 from tests.helpers.oci import wait_for
 
 NAME = "c"
@@ -24,8 +25,14 @@ BUNDLE = f"{BUNDLES}/{NAME}"
 HOSTS = ("host1", "host2")
 COUNTING = "while :; do echo >>/ticks; sleep 0.05; done & sleep 10000 | nc -l -p 77 >>/count & sleep 0.1; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done | nc 127.0.0.1 77"
 FLAGS = ("--tcp-established",)
+# What a move is made with beside what all have: its memory sent while it runs; a network of its own that moves along.
+WAYS = (PRE_COPY, NETWORK) = ("pre-copy", "network")
 # A host that says nothing for so long counts as gone: short, so that many cases fit into a run.
 ENV = ("FERRY_DEAD_AFTER_S=4",)
+
+
+def _join(config: Config) -> None:
+    next(n for n in config["linux"]["namespaces"] if n["type"] == "network")["path"] = f"/run/netns/{bridged.NET}"
 
 
 def other(host: str) -> str:
@@ -65,14 +72,21 @@ class World:
     def __init__(self, bed: Bed) -> None:
         self.bed = bed
         self.at = ""
-        self.pre_copy = False  # whether the memory is sent while the container runs
+        self.ways: frozenset[str] = frozenset()
         self._witnesses = {host: Witness(bed, host) for host in HOSTS}
         self.clean: dict[str, dict[str, list[str]]] = {}
         self.begin()
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return (*FLAGS, "--pre-copy", "always") if self.pre_copy else FLAGS
+        return (*FLAGS, "--pre-copy", "always" if PRE_COPY in self.ways else "never")
+
+    def become(self, ways: frozenset[str]) -> None:
+        """Have moves be made in some of WAYS."""
+        anew = (NETWORK in ways) != (NETWORK in self.ways)
+        self.ways = ways
+        if anew:
+            self.begin()
 
     def begin(self) -> None:
         """Have the container run on host1, anew, and nothing else anywhere."""
@@ -82,9 +96,13 @@ class World:
                 self.bed.run(host, "runtime", "delete", "--force", container)
             self.end_agents(host)
             self.bed.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry/migrate /var/lib/ferry/migrations; mkdir -p {BUNDLES}")
+            bridged.detach(self.bed, host)
+            self.bed.ok(host, "sh", "-c", "ip netns add first && ip netns del first")  # the first one makes a mount that stays
         self.clean = {host: self._inventory(host) for host in HOSTS}
         path = self.bed.path("host1", BUNDLE)
-        BundleMaker(path.parent)("sh", "-c", COUNTING, path=path)
+        if NETWORK in self.ways:
+            bridged.attach(self.bed, "host1")
+        BundleMaker(path.parent)("sh", "-c", COUNTING, path=path, change=_join if NETWORK in self.ways else None)
         self.bed.start("host1", BUNDLE, NAME)
         self.at = "host1"
         self.counts()

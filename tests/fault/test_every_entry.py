@@ -2,7 +2,7 @@
 
 The entries are those that a real move passes, read from one; nothing here lists them. FERRY_FAULTS names the classes to run (all, or
 a comma-separated list); without it one class is run, which one goes round with the number of commits. With +pre-copy behind its
-name the memory is sent while the container runs.
+name the memory is sent while the container runs, with +network it has a network of its own that moves along.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ from pathlib import Path
 import pytest
 
 from runtime.memory.tracker import supported
-from tests.fault.oracle import World, other
+from tests.fault.oracle import NETWORK, PRE_COPY, World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 from tests.helpers.bed import commits
 
 pytestmark = [pytest.mark.ferry, pytest.mark.timeout(7200)]
 
 
-_PRE_COPY = "+pre-copy"
-
-
 def _chosen() -> list[str]:
     asked = os.environ.get("FERRY_FAULTS", "")
-    every = [name + way for way in ("", *([_PRE_COPY] if supported() else [])) for name in CLASSES]
+    ways = ["", f"+{NETWORK}", *([f"+{PRE_COPY}"] if supported() else [])]
+    every = [name + way for way in ways for name in CLASSES]
     if asked == "all":
         return every
     if asked:
@@ -43,12 +41,13 @@ def test_every_entry(
     """Go on to the next place when one fails: the whole table is worth more than the first failure."""
     outcomes: dict[str, int] = {}
     failures = []
-    world.pre_copy = name.endswith(_PRE_COPY)
-    fault, passed = CLASSES[name.removesuffix(_PRE_COPY)], places()
+    fault, *ways = name.split("+")
+    world.become(frozenset(ways))
+    passed = places()
     for place in passed:
         case = Case(world, world.at, other(world.at), place, *reached(place))
         try:
-            outcome = run(case, fault)
+            outcome = run(case, CLASSES[fault])
         except (AssertionError, subprocess.SubprocessError, OSError, ValueError, KeyError) as e:
             outcome = "FAILED"
             failures.append(f"{name} at {place}: {str(e).strip()[:1500]} {case.notes}")
@@ -56,7 +55,7 @@ def test_every_entry(
                 case.heal()
             world.begin()
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
-        print(f"{name:24} {place:26} {outcome}{': ' + failures[-1] if outcome == 'FAILED' else ''}", flush=True)
+        print(f"{name:32} {place:26} {outcome}{': ' + failures[-1] if outcome == 'FAILED' else ''}", flush=True)
     words = ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes.items()))
     print(f"fault cases: {name}: {len(passed)} run: {words}")
     Path(os.environ.get("FERRY_FAULT_TABLE", os.devnull)).open("a").write(f"{name}: {len(passed)} run: {words}\n")

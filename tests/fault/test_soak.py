@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from runtime.memory.tracker import supported
-from tests.fault.oracle import World, other
+from tests.fault.oracle import NETWORK, PRE_COPY, World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 
 pytestmark = [pytest.mark.ferry, pytest.mark.timeout(0)]
@@ -28,7 +28,12 @@ def test_soak(world: World, places: Callable[[], list[str]], request: pytest.Fix
     outcomes: Counter[str] = Counter()
     while time.monotonic() < until:
         pulled = chance.random() < 0.3
-        world.pre_copy = chance.random() < 0.5 and supported()
+        ways = {PRE_COPY} if chance.random() < 0.5 and supported() else set()
+        if chance.random() < 0.3:  # the container is made anew each time that this changes
+            ways |= {NETWORK} - world.ways
+        else:
+            ways |= {NETWORK} & world.ways
+        world.become(frozenset(ways))
         if chance.random() < 0.5:
             name, place, after_s = chance.choice(list(CLASSES)), chance.choice(places()), None
             case = Case(world, world.at, other(world.at), place, *reached(place), pulled=pulled)
@@ -36,7 +41,7 @@ def test_soak(world: World, places: Callable[[], list[str]], request: pytest.Fix
             name, after_s = chance.choice(ANY_MOMENT), round(chance.uniform(0, LONGEST_S), 2)
             place = f"{after_s} s"
             case = Case(world, world.at, other(world.at), place, dumped=False, decided=False, released=False, pulled=pulled)
-        said = f"soak: {sum(outcomes.values()) + 1} {'pulled' if pulled else 'moved'}{' with pre-copy' if world.pre_copy else ''} from {case.source}: {name} at {place}"
+        said = f"soak: {sum(outcomes.values()) + 1} {'pulled' if pulled else 'moved'}{''.join(f' with {way}' for way in sorted(ways))} from {case.source}: {name} at {place}"
         try:
             outcome = run(case, CLASSES[name], after_s)
         except BaseException:
