@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.ferry, pytest.mark.timeout(7200)]
 def _chosen() -> list[str]:
     asked = os.environ.get("FERRY_FAULTS", "")
     ways = ["", f"+{NETWORK}", *([f"+{PRE_COPY}"] if supported() else [])]
-    every = [name + way for way in ways for name in CLASSES]
+    every = [name + way for name in CLASSES for way in ways]
     if asked == "all":
         return every
     if asked:
