@@ -60,7 +60,7 @@ def configure(bed: Bed, host: str, first: str = ADDRESS, last: str = "198.51.100
         {"type": "tuning", "sysctl": {"net.core.somaxconn": "77"}},
     ]
     text = json.dumps({"cniVersion": "0.4.0", "name": NETWORK, "plugins": plugins})
-    script = f"mountpoint -q /etc/cni/net.d || mount -t tmpfs cni /etc/cni/net.d; echo '{text}' >/etc/cni/net.d/10-test.conflist"
+    script = f"mkdir -p /etc/cni/net.d; mountpoint -q /etc/cni/net.d || mount -t tmpfs cni /etc/cni/net.d; echo '{text}' >/etc/cni/net.d/10-test.conflist"
     bed.ok(host, "sh", "-ec", script)
 
 
@@ -174,7 +174,7 @@ def test_a_plugin_that_fails_leaves_nothing(served: Bed) -> None:
 
 def test_a_network_that_the_target_does_not_have(served: Bed) -> None:
     bed = served
-    bed.ok("host2", "mount", "-t", "tmpfs", "cni", "/etc/cni/net.d")
+    bed.ok("host2", "sh", "-ec", "mkdir -p /etc/cni/net.d; mount -t tmpfs cni /etc/cni/net.d")
     done = bed.run("host1", "migrate", "check", "--json", NAME, "host2")
     assert done.returncode == 3
     assert "network-cni" in {f["code"] for f in json.loads(done.stdout)["findings"] if f["severity"] == "fail"}
