@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from migrate import __version__, cni, command, locks, netns, places, records, volume
+from migrate import __version__, cni, command, locks, mounts, netns, places, records, volume
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
 from migrate.manifest import Inode
@@ -79,7 +79,7 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         images_free_bytes=_free(places.RUN),
         bundle_free_bytes=_free(Path(bundle)) if bundle else 0,
         bundle_free_inodes=_free_inodes(Path(bundle)) if bundle else 0,
-        images_on=_filesystem(_existing(places.RUN)),
+        images_on=mounts.filesystem(_existing(places.RUN)),
         memory_free_bytes=available_bytes(),
         cgroup=layout,
         controllers=controllers,
@@ -101,46 +101,10 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
     )
 
 
-class _Mount(NamedTuple):
-    """`options` are the file system's own, `root` is what of it is mounted."""
-
-    point: str
-    kind: str
-    options: str
-    source: str
-    root: str
-
-
-def _mounts() -> list[_Mount]:
-    """Return all mounts, in order."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        left, _, right = line.partition(" - ")
-        (_, _, _, root, point, *_), fields = left.split(" "), right.split(" ")
-        found.append(_Mount(point.replace("\\040", " "), fields[0], fields[-1], fields[1], root))
-    return found
-
-
-def _mount_of(path: str | Path) -> _Mount | None:
-    """Return what a path is on: the last mount over its nearest mount point."""
-    real = os.path.realpath(path)
-    best = None
-    for mount in _mounts():
-        if real == mount.point or real.startswith(mount.point.rstrip("/") + "/"):
-            best = mount if best is None or len(mount.point) >= len(best.point) else best
-    return best
-
-
-def _filesystem(path: Path) -> str:
-    """Return the name of the file system that a path is on."""
-    mount = _mount_of(path)
-    return "" if mount is None else mount.kind
-
-
 def _cgroups() -> tuple[str, tuple[str, ...]]:
     """Return how cgroups are mounted here, and the controllers that there are."""
-    v1 = {name for m in _mounts() if m.kind == "cgroup" for name in m.options.split(",")}
-    v2 = [m.point for m in _mounts() if m.kind == "cgroup2"]
+    v1 = {name for m in mounts.all_mounts() if m.kind == "cgroup" for name in m.options.split(",")}
+    v2 = [m.point for m in mounts.all_mounts() if m.kind == "cgroup2"]
     found = v1 & _CONTROLLERS
     for point in v2:
         with contextlib.suppress(OSError):
@@ -302,7 +266,7 @@ def _look_at_volume(found: Volume, others: list[dict[str, Any]], inside: set[int
     return replace(
         found,
         size_bytes=_measure(root)[1],
-        mounts_inside=tuple(mounts_below(root)),
+        mounts_inside=tuple(mounts.below(root)),
         sharers=tuple(sharers),
         users=_users(root, inside),
     )
@@ -310,8 +274,8 @@ def _look_at_volume(found: Volume, others: list[dict[str, Any]], inside: set[int
 
 def binds(config: dict[str, Any], bundle: Path) -> list[tuple[str, str]]:
     """Return what of the host is mounted into a container: (destination, source)."""
-    mounts = config.get("mounts") or ()
-    return [(str(m["destination"]), os.path.normpath(os.path.join(bundle, m["source"]))) for m in mounts if _is_bind(m)]
+    found = [m for m in config.get("mounts") or () if _is_bind(m)]
+    return [(str(m["destination"]), os.path.normpath(os.path.join(bundle, m["source"]))) for m in found]
 
 
 def bind_sources(bundle: str) -> set[str]:
@@ -338,12 +302,6 @@ def _network(config: dict[str, Any], init_pid: int) -> Network | None:
     users = netns.users(name)
     inside = {process.name for process in _family(init_pid)}  # after it, so that no child of it is taken for another's
     return replace(found, sharers=tuple(u for u in users if u.split()[0] not in inside))
-
-
-def mounts_below(directory: Path) -> list[str]:
-    """Return the mount points strictly below a directory."""
-    prefix = os.path.realpath(directory).rstrip("/") + "/"
-    return sorted(m.point for m in _mounts() if m.point.startswith(prefix))
 
 
 def _family(init_pid: int) -> list[Path]:
@@ -431,12 +389,11 @@ def _is_bind(mount: dict[str, Any]) -> bool:
 def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[Volume]) -> Needs:
     copied = {v.source: v.size_bytes for v in volumes if v.policy == Policy.COPY}
     there = [s for _, s in binds(config, bundle) if not any(volume.is_inside(s, moved) for moved in (*copied, str(bundle)))]
-    mounts = config.get("mounts") or []
     linux = config.get("linux") or {}
     process = config.get("process") or {}
     resources = linux.get("resources") or {}
     namespaces = {n["type"] for n in linux.get("namespaces") or ()}
-    kinds = {m.get("type") or "" for m in mounts if not _is_bind(m)} - _NO_FILESYSTEM - {""}
+    kinds = {m.get("type") or "" for m in config.get("mounts") or () if not _is_bind(m)} - _NO_FILESYSTEM - {""}
     limits = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb", "rdma": "rdma"}
     controllers = {name for key, name in limits.items() if resources.get(key)}
     if (resources.get("cpu") or {}).keys() & {"cpus", "mems"}:
@@ -464,7 +421,7 @@ def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
         path=str(bundle),
         rootfs=str(rootfs),
         rootfs_is_mount=os.path.ismount(rootfs),
-        mounts_inside=tuple(m for m in mounts_below(bundle) if m != str(rootfs)),
+        mounts_inside=tuple(m for m in mounts.below(bundle) if m != str(rootfs)),
         entries=entries,
         size_bytes=size,
         bind_sources=tuple(s for _, s in binds(document, bundle) if not volume.is_inside(s, str(bundle))),
@@ -500,19 +457,3 @@ def _measure(root: Path) -> tuple[int, int]:
                 seen.add((st.st_dev, st.st_ino))
                 size += st.st_blocks * 512
     return entries, size
-
-
-# Of these the mount's source names the same storage on every host.
-_OF_NETWORKS = {"nfs", "nfs4", "cifs", "smb3", "ceph", "lustre", "beegfs", "gpfs", "fuse.glusterfs", "fuse.ceph", "fuse.sshfs"}
-
-
-def storage(path: str) -> str:
-    """Return what tells a directory of a network's file system from all others, on any host; "" for one of another kind."""
-    mount = _mount_of(path)
-    if mount is None or mount.kind not in _OF_NETWORKS:
-        return ""
-    below = os.path.relpath(os.path.realpath(path), mount.point)
-    try:
-        return json.dumps([mount.kind, mount.source, os.path.normpath(f"{mount.root}/{below}"), os.stat(path).st_ino])
-    except OSError:
-        return ""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import probe
+from migrate import mounts
 from migrate.errors import TransferFailed
 
 
@@ -55,7 +55,7 @@ class Made:
                 with contextlib.suppress(OSError):
                     path.rmdir()  # made, but not noted: it can only be empty
             elif path.lstat().st_ino == self.inode:
-                if inside := probe.mounts_below(path):
+                if inside := mounts.below(path):
                     raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="remove it by hand")
                 shutil.rmtree(path, ignore_errors=True)
                 if path.exists():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from migrate import host, locks, netns, places, probe
+from migrate import host, locks, mounts, netns, places
 from migrate.command import Held
 from migrate.errors import MigrateError, ProtocolError
 from migrate.host import Address
@@ -209,7 +209,7 @@ class Side:
     def storage(self, path: str) -> dict[str, Any]:
         """Say what tells a shared volume from all others, where its file system does; "" where it does not."""
         self._require_shared(path)
-        return {"storage": probe.storage(path)}
+        return {"storage": mounts.storage(path)}
 
     def done(self) -> dict[str, Any]:
         """Wait for the end of what was released or killed. Returns CRIU's statistics."""

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, locks, netns, places, probe, records
+from migrate import command, durable, locks, mounts, netns, places, probe, records
 from migrate.agent.side import OnEvent, Permissions, Side, network_of, wipe
 from migrate.backlog import AT_ONCE_BYTES, MAX_BYTES, Backlog
 from migrate.command import Held
@@ -577,7 +577,7 @@ class SourceSide(Side):
         # Renamed first, so that a half-deleted one is never taken for a whole one.
         gone = f"{path}.{self._migration()}"
         if os.path.lexists(path) and os.lstat(path).st_ino == self._inodes.get(path) and not os.path.lexists(gone):
-            if inside := probe.mounts_below(Path(path)):
+            if inside := mounts.below(Path(path)):
                 raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove it by hand")
             os.rename(path, gone)
         if os.path.lexists(gone):

@@ -59,6 +59,7 @@ LAYERS = (
         "watch",
         "network",
         "volume",
+        "mounts",
         "announce",
     },
     {"wire", "report", "host", "journal", "recover", "facts", "cni", "backlog", "flush"},
