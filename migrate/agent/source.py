@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import socket
 import time
 from collections.abc import Callable, Collection
@@ -13,15 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, locks, mounts, netns, places, probe, records
-from migrate.agent.side import OnEvent, Permissions, Side, network_of, wipe
-from migrate.backlog import AT_ONCE_BYTES, MAX_BYTES, Backlog
+from migrate import command, durable, locks, places, probe, records
+from migrate.agent import volumes
+from migrate.agent.pace import progress
+from migrate.agent.side import OnEvent, Permissions, wipe
+from migrate.agent.source_network import SourceNetwork
+from migrate.backlog import AT_ONCE_BYTES
 from migrate.command import Held
-from migrate.errors import MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, Stopped, TransferFailed
+from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped
 from migrate.flush import Flushing
 from migrate.journal import Journal
 from migrate.manifest import Inode
-from migrate.network import Network
 from migrate.outlet import Compress
 from migrate.recover import Decision
 from migrate.ship import Shipped, Shipper
@@ -31,7 +32,6 @@ from migrate.warm import warm
 from migrate.wire import Wire
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
-_PROGRESS_EVERY_S = 0.2
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
     "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
@@ -39,7 +39,7 @@ _STOPPABLE = {
 }  # fmt: skip
 
 
-class SourceSide(Side):
+class SourceSide(SourceNetwork):
     _journal: Journal | None = None
     _shipper: Shipper | None = None
     _listener: socket.socket | None = None
@@ -52,13 +52,10 @@ class SourceSide(Side):
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
     _slowed = False
-    _ports: tuple[str, ...] = ()  # of the bridges that the network is joined to
-    _backlog: Backlog | None = None
-    _lost_network = ""  # which went with a reboot
 
     def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
         super().__init__(wire, on_event, permissions)
-        self._stamped: dict[str, tuple[int, int]] = {}  # when a volume was modified, in ns, and what was made of it, in s
+        self._stamps = volumes.Stamps()
         self._inodes: dict[str, int] = {}  # what is removed in the end
 
     def before(self, verb: str) -> None:
@@ -78,13 +75,10 @@ class SourceSide(Side):
         if plan.get("bundle") != state["bundle"] or plan.get("container") != container:
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
-        volumes, shared = _checked_volumes(plan, state["bundle"])
-        for path in volumes:
+        moving, shared = volumes.checked(plan, state["bundle"])
+        for path in moving:
             self._permissions.require_bundle(path)  # it is removed, too, when the container runs elsewhere
-        self._network = self._checked_network(plan, state["bundle"])
-        self._find_joints()
-        self._ports = tuple(port for bridge in {i.bridge for i in self._joints} for port in netns.ports(bridge))
-        inode = netns.inode(self._network.name) if self._network is not None else None
+        inode = self._take_network(plan, state["bundle"])
         self._take(migration_id, container, coordinator, new=True)
         directory: Path | None = None
         try:
@@ -92,7 +86,7 @@ class SourceSide(Side):
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
-            self._inodes = {path: os.lstat(path).st_ino for path in (state["bundle"], *volumes)}
+            self._inodes = {path: os.lstat(path).st_ino for path in (state["bundle"], *moving)}
             noted = {
                 "created": state.get("created", ""),
                 "boot_id": locks.boot_id(),
@@ -108,15 +102,7 @@ class SourceSide(Side):
                 raise MigrateError(f"cannot begin a journal: {e.strerror}", hint="is its disk full?") from e
             raise
         self._bundle, self._created, self._pid = state["bundle"], state.get("created", ""), state["pid"]
-        self._volumes, self._shared = volumes, shared
-
-    @staticmethod
-    def _checked_network(plan: dict[str, Any], bundle: str) -> Network | None:
-        """Return the network that moves along, which must be the container's. Raises: ProtocolError, MigrateError."""
-        wanted = network_of(plan.get("network"))
-        if wanted is not None and wanted.name != probe.network_name(bundle):
-            raise ProtocolError(f"the network {wanted.name} of the plan is not the container's")
-        return wanted
+        self._volumes, self._shared = moving, shared
 
     def journal(self, phase: str, mark: str, sync: bool = False, fields: dict[str, Any] | None = None) -> None:
         """Append an entry to the journal."""
@@ -151,8 +137,7 @@ class SourceSide(Side):
         """Remove what the move had here while it went on. Idempotent."""
         self._close_data()
         self._end_announcer()
-        for path in list(self._stamped):
-            self.unstamp(path)
+        self._stamps.undo_all()
         if self._backlog is not None:
             self._backlog.close()
             self._backlog = None
@@ -227,37 +212,16 @@ class SourceSide(Side):
         return {**asdict(shipped), "wire_bytes": self._data().wire_bytes}
 
     def _progress(self) -> Callable[[int, int], None]:
-        """Return what tells how far something is; it may be called often."""
-        last = [time.monotonic(), 0.0]
-
-        def progress(sent: int, total: int) -> None:
-            now = time.monotonic()
-            if now - last[0] < _PROGRESS_EVERY_S:
-                return
-            rate = (sent - last[1]) / (now - last[0])
-            last[:] = [now, sent]
-            self._on_event("progress", sent_bytes=sent, total_bytes=total, rate=rate)
-            self._stop_if_asked()
-
-        return progress
+        return progress(self._on_event, self._stop_if_asked)
 
     def stamp(self, path: str, mtime_s: int) -> None:
         """Set when a shared volume was modified, until `unstamp`. Raises: MigrateError."""
         self._require_shared(path)
-        try:
-            before = os.stat(path)
-            self._stamped.setdefault(path, (before.st_mtime_ns, int(mtime_s)))
-            os.utime(path, ns=(before.st_atime_ns, int(mtime_s) * 1_000_000_000))
-        except OSError as e:
-            raise MigrateError(f"it cannot be seen whether {path} is shared: {e.strerror}") from e
+        self._stamps.make(path, int(mtime_s))
 
     def unstamp(self, path: str) -> None:
         """Put back when it was modified, unless it was modified since. Idempotent."""
-        before_ns, stamp_s = self._stamped.pop(path, (0, 0))
-        with contextlib.suppress(OSError):
-            now = os.stat(path)
-            if stamp_s and int(now.st_mtime) == stamp_s:
-                os.utime(path, ns=(now.st_atime_ns, before_ns))
+        self._stamps.undo(path)
 
     def ship_bundle(self) -> dict[str, Any]:
         """Make the target's copy of the bundle, and of the volumes that move along, equal to what it is now."""
@@ -268,8 +232,8 @@ class SourceSide(Side):
 
     def _send_trees(self, mapped: Collection[Inode] = (), opened: Collection[Inode] = ()) -> dict[str, Any]:
         """Send what of the files is other than on the target, and say of all trees together what went."""
-        progress = self._progress()
-        sent = [self._data().send_tree(tree, str(tree.root), progress, mapped, opened) for tree in self._trees]
+        tell = self._progress()
+        sent = [self._data().send_tree(tree, str(tree.root), tell, mapped, opened) for tree in self._trees]
         return self._told(functools.reduce(Shipped.plus, sent))
 
     def follow(self, flags: list[str]) -> None:
@@ -323,12 +287,10 @@ class SourceSide(Side):
         if self._memory_fd is None:
             raise ProtocolError("the memory is not followed")
         self._passes += 1
-        progress = self._progress()
+        tell = self._progress()
         images, name = str(places.images(self._migration())), f"memory-{self._passes}.img"
         shipper = self._data()
-        return self._told(
-            shipper.stream_memory(self._memory_fd, images, name, whole, lambda sent: progress(sent, expected_bytes))
-        )
+        return self._told(shipper.stream_memory(self._memory_fd, images, name, whole, lambda sent: tell(sent, expected_bytes)))
 
     def hold_checkpoint(self, flags: list[str], memory_bytes: int = 0) -> None:
         """Start the checkpoint: CRIU is ready, and the container untouched."""
@@ -408,20 +370,6 @@ class SourceSide(Side):
         images = places.images(self._migration())
         return self._told(self._data().send_tree(Tree(images, watched=False), str(images), self._progress()))
 
-    def _keep_frames(self) -> None:
-        """From now on keep what comes for the container. Should that not be possible, it is sent again."""
-        if self._joints:
-            with contextlib.suppress(OSError):
-                self._backlog = Backlog(self._joints, self._ports)
-
-    def frames(self, most_bytes: int = MAX_BYTES) -> dict[str, Any]:
-        """Return what has come for the container since it was frozen, or since the last time that this was asked.
-
-        `kept` says whether anything is kept here at all.
-        """
-        kept = self._backlog.take(min(int(most_bytes), MAX_BYTES)) if self._backlog is not None else []
-        return {"kept": self._backlog is not None, "frames": kept}
-
     def decide(self) -> dict[str, Any]:
         """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known.
 
@@ -432,24 +380,6 @@ class SourceSide(Side):
         durable.write(places.decision(migration), durable.COMMIT)
         self._silence()
         return self.frames(AT_ONCE_BYTES)
-
-    def _silence(self) -> None:
-        """Have the kernel answer for the container's addresses no more. Should it fail, the target's announcements come later."""
-        with contextlib.suppress(NetworkFailed):
-            netns.disconnect(self._joints)
-
-    def _adopt_network(self, plan: dict[str, Any]) -> None:
-        """Take the network of a move that was left behind for ours, when it is still the same one."""
-        try:
-            found = network_of(plan.get("network"))
-            if found is not None and plan.get("boot_id") != locks.boot_id():
-                self._lost_network = found.name
-            if found is None or plan.get("boot_id") != locks.boot_id() or plan.get("network_inode") != netns.inode(found.name):
-                return
-            self._network = found
-            self._find_joints()
-        except (MigrateError, OSError):
-            return  # what is not known of it must not stand in the way of the container
 
     def revoke(self) -> None:
         """Take the decision back: it is certain that the target does not run. Idempotent."""
@@ -553,7 +483,10 @@ class SourceSide(Side):
         errors: list[Exception] = []
         removals: list[Callable[[], None]] = [self._remove_network]
         if not keep_bundle:
-            removals += [functools.partial(self._remove_tree, path) for path in (*self._volumes, self._bundle)]
+            removals += [
+                functools.partial(volumes.remove, path, self._inodes.get(path), self._migration())
+                for path in (*self._volumes, self._bundle)
+            ]
         for remove in removals:
             try:
                 remove()
@@ -561,34 +494,3 @@ class SourceSide(Side):
                 errors.append(e)
         if errors:
             raise errors[0]
-
-    def _remove_network(self) -> None:
-        if self._lost_network:
-            netns.forget(self._lost_network)
-        if self._network is None or not netns.exists(self._network.name):
-            return
-        if users := netns.users(self._network.name):
-            words = f"the network {self._network.name} is kept: {', '.join(users)} use it"
-            raise NetworkFailed(words, hint="remove it by hand")
-        netns.remove(self._network.name)
-
-    def _remove_tree(self, path: str) -> None:
-        """Remove a directory that has moved, not one that somebody has made there since. Idempotent."""
-        # Renamed first, so that a half-deleted one is never taken for a whole one.
-        gone = f"{path}.{self._migration()}"
-        if os.path.lexists(path) and os.lstat(path).st_ino == self._inodes.get(path) and not os.path.lexists(gone):
-            if inside := mounts.below(Path(path)):
-                raise TransferFailed(f"{path} is kept: {inside[0]} is mounted in it", hint="unmount it, then remove it by hand")
-            os.rename(path, gone)
-        if os.path.lexists(gone):
-            shutil.rmtree(gone, ignore_errors=True)
-            if os.path.lexists(gone):
-                raise TransferFailed(f"cannot remove {gone}", hint="remove it by hand")
-
-
-def _checked_volumes(plan: dict[str, Any], bundle: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return what moves along, and what is shared: directories that are mounted into the container. Raises: ProtocolError."""
-    volumes, shared = (tuple(map(str, plan.get(key) or ())) for key in ("volumes", "shared"))
-    if others := {*volumes, *shared} - (probe.bind_sources(bundle) if volumes or shared else set()):
-        raise ProtocolError(f"{', '.join(sorted(others))} is not mounted into the container")
-    return volumes, shared
