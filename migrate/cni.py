@@ -67,6 +67,12 @@ def attachments(name: str) -> tuple[Attachment, ...]:
     return tuple(a for a, _, _ in _remembered(name))
 
 
+def _namespaces(document: Config) -> list[str]:
+    """Return the paths of network namespaces in what is remembered of an attachment."""
+    interfaces = (document.get("result") or {}).get("interfaces") or ()
+    return [document.get("netns", ""), *(i.get("sandbox", "") for i in interfaces)]
+
+
 def _remembered(name: str) -> list[tuple[Attachment, Path, Config]]:
     """Return what is remembered of a network namespace: the attachment, the file, and all that is in it."""
     found = []
@@ -75,9 +81,7 @@ def _remembered(name: str) -> list[tuple[Attachment, Path, Config]]:
             for path in sorted(cache.iterdir()):
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     document = json.loads(path.read_bytes())
-                    interfaces = (document.get("result") or {}).get("interfaces") or ()
-                    paths = [document.get("netns", ""), *(i.get("sandbox", "") for i in interfaces)]
-                    if document["kind"] == _KIND and any(network.name_of(p) == name for p in paths):
+                    if document["kind"] == _KIND and any(network.name_of(p) == name for p in _namespaces(document)):
                         found.append((Attachment.from_cache(document), path, document))
     return found
 
@@ -124,9 +128,7 @@ def add(name: str, attachment: Attachment, interface: Interface) -> None:
 def _owner(path: Path) -> str | None:
     """Return the network namespace that is remembered in a file, where that namespace is there."""
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        document = json.loads(path.read_bytes())
-        interfaces = (document.get("result") or {}).get("interfaces") or ()
-        for where in (document.get("netns", ""), *(i.get("sandbox", "") for i in interfaces)):
+        for where in _namespaces(json.loads(path.read_bytes())):
             if where and os.path.exists(where):
                 return network.name_of(where) or str(where)
     return None

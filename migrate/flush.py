@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 from migrate.errors import TransferFailed
 
+# A container may stand still meanwhile.
+_LONGEST_S = 30.0
+
 
 class Flushing:
     """Flushes the file systems of some directories, from now on.
@@ -38,8 +41,10 @@ class Flushing:
                 self._errors.append(e)
 
     def wait(self) -> None:
-        """Raises: TransferFailed when something could not be written."""
+        """Raises: TransferFailed when something could not be written, or not in time: its server may be gone for good."""
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_LONGEST_S)
+            if self._thread.is_alive():
+                raise TransferFailed(f"what was written to {', '.join(self._paths)} is not flushed in {_LONGEST_S:.0f} s")
         if self._errors:
             raise TransferFailed(f"what was written to {self._errors[0].filename} cannot be flushed: {self._errors[0].strerror}")
