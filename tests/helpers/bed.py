@@ -148,7 +148,7 @@ class Bed:
             echo MOUNTS; awk '{print $5}' /proc/self/mountinfo
             echo CGROUPS; find /sys/fs/cgroup -mindepth 2 -type d
             echo PROCESSES; ps -eo pid=,args= | grep -vE 'ps -eo|grep -vE|sh -c|sort|sleep 3600|awk|sshd: root|find '
-            echo RULES; nft list ruleset; ip -o link show
+            echo RULES; nft --stateless list ruleset; ip -o link show
             echo NETNS; ls /run/netns
             echo FILES; find /run /tmp /var/lib/ferry -not -path '/var/lib/ferry/migrations*' -not -path '/run/sshd*' 2>/dev/null
             true
