@@ -15,8 +15,8 @@ from typing import Any
 from migrate import manifest
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Inode, Item, Manifest
+from migrate.outgoing import GrowingFile, StreamedFile, TreeSender
 from migrate.outlet import Compress, Outlet
-from migrate.rootfs import GrowingFile, StreamedFile, TreeSender
 from migrate.transport.local import FdStream
 from migrate.tree import Tree
 from migrate.wire import PIECE_BYTES, Wire, greet, read_object

@@ -12,7 +12,7 @@ from typing import Any
 from migrate import places
 from migrate.agent.side import Side
 from migrate.errors import ProtocolError
-from migrate.rootfs import TreeReceiver
+from migrate.incoming import TreeReceiver
 from migrate.transport.local import FdStream
 
 ALLOWED = "receives"

@@ -28,7 +28,7 @@ from migrate.agent.server import Agent
 from migrate.agent.side import Permissions
 from migrate.agent.table import VERBS
 from migrate.errors import MigrateError, ProtocolError
-from migrate.rootfs import TreeReceiver
+from migrate.incoming import TreeReceiver
 from migrate.session import Session
 from migrate.ship import Shipper
 from migrate.transport.local import FdStream

@@ -66,7 +66,7 @@ LAYERS = (
     {"preflight", "netns"},
     {"outlet"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},
-    {"tree"},
+    {"tree", "outgoing", "incoming"},
     {"ship", "probe", "story"},
     {"page"},
     {"agent"},

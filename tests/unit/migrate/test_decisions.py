@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 from migrate import host, manifest, preflight, warm
 from migrate.errors import EXIT_CODES, ConnectionLost, HostUnfit, Outcome, ProtocolError, Refused, TransferFailed, from_dict
 from migrate.facts import BundleFacts, ContainerFacts, HostFacts, Needs, container_from_json, host_from_json, to_json
+from migrate.incoming import TreeReceiver
 from migrate.manifest import Item
 from migrate.network import Address, Attachment, Interface, Network
+from migrate.outgoing import TreeSender
 from migrate.outlet import Outlet
 from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
-from migrate.rootfs import TreeReceiver, TreeSender, scan
+from migrate.rootfs import scan
 from migrate.transport.local import FdStream
 from migrate.wire import Wire, greet
 from migrate.wire_pb2 import EndOfFile, EndOfTree, Entry, Frame, Segment

@@ -15,8 +15,9 @@ import zstandard
 
 from migrate.cli.options import bandwidth
 from migrate.errors import ProtocolError, TransferFailed
+from migrate.incoming import TreeReceiver
+from migrate.outgoing import StreamedFile
 from migrate.outlet import Choice, Compress, Outlet, Pace, Unpacker
-from migrate.rootfs import StreamedFile, TreeReceiver
 from migrate.transport.local import FdStream
 from migrate.wire import PIECE_BYTES, Wire
 from migrate.wire_pb2 import EndOfFile, EndOfTree, Entry, Frame, Segment
