@@ -105,6 +105,9 @@ class TreeReceiver:
             os.close(os.open(name, DIRECTORY, dir_fd=parent))  # an old entry of that name must be a directory
             self._directories[entry.path] = entry
             return
+        if kind == stat.S_IFREG and entry.patch:
+            self._patch(entry, parent, name, wire)
+            return
         self._remove(parent, name)
         if kind == stat.S_IFREG:
             self._file(entry, parent, name, wire)
@@ -120,31 +123,51 @@ class TreeReceiver:
     def _file(self, entry: Entry, parent: int, name: bytes, wire: Wire) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
-            digest = xxhash.xxh3_128()
-            end = 0
-            while True:
-                frame = wire.receive()
-                if frame.WhichOneof("body") == "end_of_file":
-                    break
-                if frame.WhichOneof("body") != "segment" or frame.segment.offset < end:
-                    raise ProtocolError("the other side sent something else than file content")
-                offset = frame.segment.offset
-                for piece in self._pieces(frame.segment, wire):
-                    digest.update(piece)
-                    while piece:
-                        written = os.pwrite(fd, piece, offset)
-                        piece = piece[written:]
-                        offset += written
-                if offset != frame.segment.offset + frame.segment.length:
-                    raise ProtocolError("the other side sent another length of file content than it announced")
-                end = offset
-                self.content_bytes += frame.segment.length
-            if digest.digest() != frame.end_of_file.digest:
-                raise TransferFailed(f"{os.fsdecode(entry.path)} is not what was sent: its digest differs")
+            end = self._content(entry, fd, wire)
             os.ftruncate(fd, max(end, entry.size))
         finally:
             os.close(fd)
         self._attributes(entry, parent, name)
+
+    def _patch(self, entry: Entry, parent: int, name: bytes, wire: Wire) -> None:
+        """Write what is new of a file that came before, and has this name only: another one would show the change, too."""
+        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
+                raise ProtocolError(f"the other side sent changes to {os.fsdecode(entry.path)!r}, which is no file of its own")
+            self._content(entry, fd, wire)
+            os.ftruncate(fd, entry.size)
+            for attribute in set(os.listxattr(fd)) - set(entry.xattrs):
+                os.removexattr(fd, attribute)
+        finally:
+            os.close(fd)
+        self._attributes(entry, parent, name)
+
+    def _content(self, entry: Entry, fd: int, wire: Wire) -> int:
+        """Write the content that follows an entry; return where it ends. Raises: OSError, TransferFailed, ProtocolError."""
+        digest = xxhash.xxh3_128()
+        end = 0
+        while True:
+            frame = wire.receive()
+            if frame.WhichOneof("body") == "end_of_file":
+                break
+            if frame.WhichOneof("body") != "segment" or frame.segment.offset < end:
+                raise ProtocolError("the other side sent something else than file content")
+            offset = frame.segment.offset
+            for piece in self._pieces(frame.segment, wire):
+                digest.update(piece)
+                while piece:
+                    written = os.pwrite(fd, piece, offset)
+                    piece = piece[written:]
+                    offset += written
+            if offset != frame.segment.offset + frame.segment.length:
+                raise ProtocolError("the other side sent another length of file content than it announced")
+            end = offset
+            self.content_bytes += frame.segment.length
+        if digest.digest() != frame.end_of_file.digest:
+            raise TransferFailed(f"{os.fsdecode(entry.path)} is not what was sent: its digest differs")
+        return end
 
     def _pieces(self, segment: Segment, wire: Wire) -> Iterator[memoryview]:
         """Give a segment's content as it arrives. Raises: ConnectionLost, ProtocolError."""

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import xxhash
 
+from migrate.blocks import LEAST_FILE_BYTES, Blocks, Extents
 from migrate.errors import TransferFailed
 from migrate.manifest import Item
 from migrate.outlet import Outlet
@@ -31,19 +33,42 @@ def _open_regular(name: bytes, parent: int) -> int | None:
         os.close(path_fd)
 
 
-class TreeSender:
-    """Sends entries of one tree; `on_bytes` is called after each piece of content."""
+def _extents(fd: int, size: int) -> Extents:
+    """Return where a file has data, up to `size`."""
+    found: list[tuple[int, int]] = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        except OSError:  # ENXIO: only a hole is left
+            break
+        if start < position:
+            found.append((start, position))
+    return found
 
-    def __init__(self, outlet: Outlet, root: Path, on_bytes: Callable[[], None]) -> None:
+
+class TreeSender:
+    """Sends entries of one tree; `on_bytes` is called after each piece of content.
+
+    `blocks` is what the receiver has of large files, by path; it is kept up to date, and means nothing when sending fails.
+    `done_bytes` is the content that was gone through, `sent_bytes` what of it was sent.
+    """
+
+    def __init__(
+        self, outlet: Outlet, root: Path, on_bytes: Callable[[], None], blocks: dict[bytes, Blocks] | None = None
+    ) -> None:
         self._outlet, self._wire, self._on_bytes = outlet, outlet.wire, on_bytes
         self._root_fd = os.open(root, DIRECTORY)
         self._buffer = memoryview(bytearray(PIECE_BYTES))
-        self.sent_bytes = 0
+        self._blocks = {} if blocks is None else blocks
+        self.sent_bytes = self.done_bytes = 0
 
     def close(self) -> None:
         os.close(self._root_fd)
 
     def remove(self, path: bytes) -> None:
+        self._blocks.pop(path, None)
         self._wire.send(Frame(entry=Entry(path=path, removed=True)))
 
     def send(self, item: Item, hard_link_to: bytes | None = None) -> bool:
@@ -82,6 +107,7 @@ class TreeSender:
 
     def _send(self, item: Item, parent: int, name: bytes, hard_link_to: bytes | None) -> bool:
         entry = self._entry(item)
+        known = self._blocks.pop(item.path, None)
         if hard_link_to is not None:
             entry.hard_link_to = hard_link_to
             self._wire.send(Frame(entry=entry))
@@ -96,9 +122,19 @@ class TreeSender:
         if fd is None:
             return False  # it was swapped for something else
         try:
-            entry.size = os.fstat(fd).st_size
+            st = os.fstat(fd)
+            entry.size = st.st_size
+            extents = _extents(fd, entry.size)
+            blocks: Blocks | None = None
+            # What has other names is made anew with them.
+            if entry.size >= LEAST_FILE_BYTES and item.links == st.st_nlink == 1:
+                entry.patch = known is not None and not known.loses(extents, entry.size)
+                blocks = known if entry.patch else Blocks(entry.size)
             self._wire.send(Frame(entry=entry))
-            self._content(fd, entry.size)
+            self._content(fd, entry, extents, blocks)
+            if blocks is not None:
+                blocks.cut(entry.size)
+                self._blocks[item.path] = blocks
         finally:
             os.close(fd)
         return True
@@ -117,32 +153,41 @@ class TreeSender:
         """Begin to send a file of the root directory that is still being appended to. Raises: OSError."""
         return GrowingFile(self._outlet, os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root_fd), name)
 
-    def _content(self, fd: int, size: int) -> None:
-        """Send the parts of a file that are no holes. A file that shrinks meanwhile is sent as far as it goes."""
+    def _content(self, fd: int, entry: Entry, extents: Extents, blocks: Blocks | None) -> None:
+        """Send the parts of a file that are no holes, or what of it is new; one that shrinks meanwhile as far as it goes."""
         digest = xxhash.xxh3_128()
-        position = 0
-        while position < size:
-            try:
-                start = os.lseek(fd, position, os.SEEK_DATA)
-                end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-            except OSError:  # ENXIO: only a hole is left
-                break
-            if start >= size:
-                break
-            os.lseek(fd, start, os.SEEK_SET)
-            while start < end:
-                count = os.readv(fd, [self._buffer[: min(PIECE_BYTES, end - start)]])
-                if not count:
-                    size = start
-                    break
-                piece = self._buffer[:count]
-                self._outlet.send(start, piece)
-                digest.update(piece)
-                self.sent_bytes += count
-                start += count
+        for start, block_end in extents if blocks is None else blocks.around(extents):
+            end = min(block_end, entry.size)
+            while start < end and (piece := self._read(fd, start, min(PIECE_BYTES, end - start))):
+                for at, changed in [(start, piece)] if blocks is None else blocks.take(start, piece):
+                    # Where something was, zeros are sent, too; where nothing was, holes stay holes.
+                    for offset, part in [(at, changed)] if entry.patch else _within(extents, at, changed):
+                        self._outlet.send(offset, part)
+                        digest.update(part)
+                        self.sent_bytes += len(part)
+                start += len(piece)
+                self.done_bytes += len(piece)
                 self._on_bytes()
-            position = end
         self._wire.send(Frame(end_of_file=EndOfFile(digest=digest.digest())))
+
+    def _read(self, fd: int, offset: int, count: int) -> memoryview:
+        """Return what is there, up to the end of the file. Raises: OSError."""
+        got = 0
+        while got < count and (more := os.preadv(fd, [self._buffer[got:count]], offset + got)):
+            got += more
+        return self._buffer[:got]
+
+
+def _within(extents: Extents, offset: int, content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Give the parts of a piece that are data."""
+    behind = offset + len(content)
+    first = bisect_right(extents, (offset, 0))
+    for number in range(max(first - 1, 0), len(extents)):
+        start, end = max(extents[number][0], offset), min(extents[number][1], behind)
+        if start >= behind:
+            return
+        if start < end:
+            yield start, content[start - offset : end - offset]
 
 
 class StreamedFile:

@@ -11,9 +11,9 @@ from migrate.volume import Policy
 
 # Below this a freeze has memory sent as fast as the daemon that fills it in would be started.
 PRE_COPY_FROM_BYTES = 32 << 20
-# CRIU keeps the memory of what it freezes in pipes of this size.
 # What a freeze takes when nothing is left to send, before a move from here has told: CRIU's dump and restore of a small process.
 FIXED_MS = 100.0
+# CRIU keeps the memory of what it freezes in pipes of this size.
 KEPT_IN_A_PIPE_BYTES, _OTHER_FILES = 1 << 20, 1000
 
 

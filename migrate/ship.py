@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from migrate import manifest
+from migrate.blocks import Blocks
 from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
 from migrate.manifest import Inode, Item, Manifest
 from migrate.outgoing import GrowingFile, StreamedFile, TreeSender
@@ -69,6 +70,7 @@ class Shipper:
             self._stream.close()
             raise
         self._known: dict[str, Manifest] = {}
+        self._blocks: dict[str, dict[bytes, Blocks]] = {}  # of large files
         self._again: dict[str, set[bytes]] = {}
         self._streamed: dict[str, set[bytes]] = {}
 
@@ -115,15 +117,15 @@ class Shipper:
     ) -> Shipped:
         """Make the target's copy of a tree equal to what it is now; from the second time on only differences go.
 
-        What is `mapped` may be written to without a trace, and is sent again in any case; what is `opened` is looked at again.
+        Of large files these are changed blocks. What is `mapped` may be written to without a trace, and is gone through in any
+        case; what is `opened` is looked at again.
 
         Raises: TransferFailed, ConnectionLost; the target says why it cannot write.
         """
         started = time.monotonic()
         touched = tree.look({*mapped, *opened})
         known = self._known.setdefault(target_root, {})
-        for path in tree.names_of(mapped):
-            known.pop(path, None)
+        written = {path: known.pop(path) for path in tree.names_of(mapped) if path in known}
         left_out = self._streamed.get(target_root, set())
         if touched is None or not known:
             difference = manifest.delta(known, {p: i for p, i in tree.items.items() if p not in left_out})
@@ -141,11 +143,12 @@ class Shipper:
             nonlocal told
             if time.monotonic() - told > _PROGRESS_EVERY_S:
                 told = time.monotonic()
-                on_progress(sender.sent_bytes, total)
+                on_progress(sender.done_bytes, total)
 
         # Should this fail, it is not known what the target has.
         del self._known[target_root]
-        sender = TreeSender(self._outlet, tree.root, on_bytes)
+        blocks = self._blocks.pop(target_root, {})
+        sender = TreeSender(self._outlet, tree.root, on_bytes, blocks)
         try:
             for path in difference.remove:
                 sender.remove(path)
@@ -161,12 +164,11 @@ class Shipper:
             raise TransferFailed(f"the target got {answer['content_bytes']} of the {sender.sent_bytes} bytes of {tree.root}")
         for path in difference.remove:
             known.pop(path, None)
-        known.update((item.path, item) for item in difference.send)
-        # What vanished before it could be sent may be back, unchanged, at the next look.
+        # What vanished before it could be sent may be back, unchanged, at the next look; the target has what was sent before.
         self._again[target_root] = {item.path for item in vanished}
-        for item in vanished:
-            known.pop(item.path, None)
-        self._known[target_root] = known
+        known.update((path, item) for path, item in written.items() if path in self._again[target_root])
+        known.update((item.path, item) for item in difference.send if item.path not in self._again[target_root])
+        self._known[target_root], self._blocks[target_root] = known, blocks
         seconds = time.monotonic() - started
         return Shipped(len(difference.send), len(difference.remove), sender.sent_bytes, seconds, looked - started, tree.reason)
 

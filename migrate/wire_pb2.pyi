@@ -75,7 +75,7 @@ class Event(_message.Message):
     def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., fields: _Optional[str] = ...) -> None: ...
 
 class Entry(_message.Message):
-    __slots__ = ("path", "mode", "uid", "gid", "mtime_ns", "size", "rdev", "link_target", "hard_link_to", "xattrs", "removed")
+    __slots__ = ("path", "mode", "uid", "gid", "mtime_ns", "size", "rdev", "link_target", "hard_link_to", "xattrs", "removed", "patch")
     class XattrsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +94,7 @@ class Entry(_message.Message):
     HARD_LINK_TO_FIELD_NUMBER: _ClassVar[int]
     XATTRS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    PATCH_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     mode: int
     uid: int
@@ -105,7 +106,8 @@ class Entry(_message.Message):
     hard_link_to: bytes
     xattrs: _containers.ScalarMap[str, bytes]
     removed: bool
-    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., size: _Optional[int] = ..., rdev: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_to: _Optional[bytes] = ..., xattrs: _Optional[_Mapping[str, bytes]] = ..., removed: _Optional[bool] = ...) -> None: ...
+    patch: bool
+    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., size: _Optional[int] = ..., rdev: _Optional[int] = ..., link_target: _Optional[bytes] = ..., hard_link_to: _Optional[bytes] = ..., xattrs: _Optional[_Mapping[str, bytes]] = ..., removed: _Optional[bool] = ..., patch: _Optional[bool] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("offset", "length", "packed")

@@ -256,6 +256,7 @@ ENTRIES = st.builds(
     link_target=TARGETS,
     hard_link_to=st.sampled_from([b"", b"", b"a", b"link/secret", b"../outside/secret", b"link", b"."]),
     removed=st.booleans(),
+    patch=st.booleans(),
     xattrs=st.dictionaries(
         st.sampled_from(["user.x", "security.capability", "trusted.overlay.opaque", "", "x"]), st.binary(max_size=8), max_size=2
     ),

@@ -18,6 +18,7 @@ from migrate.manifest import Manifest
 from migrate.rootfs import scan
 from migrate.tree import Tree
 from migrate.watch import Watch
+from tests.helpers.copies import Copies
 
 pytestmark = pytest.mark.ferry
 
@@ -163,6 +164,27 @@ def test_what_is_written_through_a_mapping(root: Path, tree: Tree) -> None:
     mapped.close()
     assert b"etc/deep/file1" in (tree.look() or ())
     assert facts(tree.items) == facts(scan(root))
+
+
+def test_an_attribute_goes_with_a_change_of_a_large_file(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    large, copy = root / "large", tmp_path / "copy/large"
+    large.write_bytes(bytes(range(256)) * 8192)
+    os.setxattr(large, "user.before", b"1")
+    os.setxattr(large, "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    copies = Copies(root, tmp_path / "copy")
+    try:
+        copies.send()
+        assert set(os.listxattr(copy)) == {"user.before", "security.capability"}
+        with large.open("r+b") as f:
+            f.write(b"changed")  # takes its capabilities
+        os.removexattr(large, "user.before")
+        os.setxattr(large, "user.after", b"2")
+        assert copies.send().content_bytes < 100_000
+        assert set(os.listxattr(copy)) == set(os.listxattr(large)) == {"user.after"}
+        assert copy.read_bytes() == large.read_bytes()
+    finally:
+        copies.close()
 
 
 def test_events_that_were_lost(root: Path, tree: Tree) -> None:

@@ -64,7 +64,7 @@ LAYERS = (
     },
     {"wire", "report", "host", "journal", "recover", "facts", "cni", "backlog", "flush"},
     {"preflight", "netns"},
-    {"outlet"},
+    {"outlet", "blocks"},
     {"plan", "transport", "rootfs", "command", "locks", "records"},
     {"tree", "outgoing", "incoming"},
     {"ship", "probe", "story"},
