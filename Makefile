@@ -81,6 +81,7 @@ bench-checkpoint: setup
 
 bench-served: setup
 	@scripts/install-packages --tests
+	@scripts/install-python --bench
 	@$(bin)/python tests/bench/served.py
 
 wire:

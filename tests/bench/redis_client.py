@@ -1,8 +1,8 @@
 """Clients of a Redis that is moved: they tell what they saw of it as one JSON object, when their standard input ends.
 
-redis_client.py fill ADDRESS MIB      random values of 4 KiB, as many as that takes; ends by itself
-redis_client.py load ADDRESS RATE     so many values of 1 KiB a second are written over at random; 0: as fast as it answers
-redis_client.py probe ADDRESS         one INCR after the other; each answer must be the next number
+redis_client.py fill ADDRESS MIB RATE      random values of 4 KiB, as many as that takes; ends by itself
+redis_client.py load ADDRESS MIB RATE      so many values of 1 KiB a second are written over at random; 0: as fast as it answers
+redis_client.py probe ADDRESS MIB RATE     one INCR after the other; each answer must be the next number
 """
 
 from __future__ import annotations
@@ -94,14 +94,13 @@ def probe(connection: Connection) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    what, address, *numbers = sys.argv[1:]
+    what, address, mib, rate = sys.argv[1:]
     connection = connect(address)
     if what == "fill":
-        fill(connection, int(numbers[0]))
+        fill(connection, int(mib))
     else:
         print("connected", flush=True)
-        told = load(connection, int(numbers[0]), int(numbers[1])) if what == "load" else probe(connection)
-        print(json.dumps(told))
+        print(json.dumps(load(connection, int(rate), int(mib)) if what == "load" else probe(connection)))
 
 
 if __name__ == "__main__":

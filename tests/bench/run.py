@@ -110,7 +110,12 @@ def floor(bed: Bed, mib: int) -> float:
     make(bed, mib)
     script = ROOT / "tests/bench/floor.py"
     python = str(Path(OURS).with_name("python"))
-    return float(bed.ok("host1", python, str(script), BUNDLE, NAME))
+    bed.start("host1", BUNDLE, NAME)
+    time.sleep(1.5)
+    try:
+        return float(bed.ok("host1", python, str(script), BUNDLE, NAME))
+    finally:
+        bed.ok("host1", "runtime", "delete", "-f", NAME)
 
 
 def med(values: list[float]) -> float:

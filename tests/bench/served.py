@@ -11,23 +11,25 @@ freeze, and announced when the container runs, so that their clients stay connec
 
 Told by what is outside of the tools: the downtime is the longest time between two answers that a client saw, who asks all the time and
 checks that no answer is lost or repeated; the bytes are those that the switch carried to the target; the container's pace is that of a
-client who writes as fast as he is answered (rate `max`), or as fast as he was told.
+client who writes as fast as he is answered (rate `max`), or as fast as he was told. The floor is CRIU's dump and its restore of the same
+server on one host, without copying anything, plus the line's time for what `migrate` had to send in the freeze.
 
-    served.py [--rounds N] [--tools ferry,runc,podman] [--loads 64:1000,512:1000] [--json FILE]
+    served.py [--rounds N] [--tools ferry,runc,podman,floor] [--loads redis:64:1000,postgres:10:100] [--json FILE]
+
+servers.py says what loads there are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
+import shlex
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -36,27 +38,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.servers import Load  # noqa: E402
 from tests.helpers import bridged  # noqa: E402
 from tests.helpers.bed import BUNDLES, Bed  # noqa: E402
 from tests.helpers.bundle import BundleMaker  # noqa: E402
-from tests.helpers.oci import CRIU  # noqa: E402
+from tests.helpers.oci import CRIU, OURS  # noqa: E402
 
-NAME, RATE = "redis", "1gbit"
+NAME, RATE, RATE_BYTES = "served", "1gbit", 125e6
 BUNDLE = f"{BUNDLES}/{NAME}"
 IMAGE = "localhost/bench"
-SERVER = (
-    "redis-server",
-    "--bind",
-    bridged.ADDRESS,
-    "--save",
-    "",
-    "--appendonly",
-    "no",
-    "--protected-mode",
-    "no",
-    "--dir",
-    "/tmp",
-)
 _MOVE_S = 900
 HOSTS = ("host1", "host2")
 # The container's network on the target is made before, and heard of only when the container runs.
@@ -83,11 +73,11 @@ ssh host2 rm -f /run/ckpt.tar
 """
 
 
-class Redis:
-    """A Redis in a container on host1, filled, and the clients of it."""
+class Served:
+    """A server in a container on host1, filled, and its clients."""
 
-    def __init__(self, bed: Bed, tool: str, mib: int, rate: int) -> None:
-        self._bed, self._tool = bed, tool
+    def __init__(self, bed: Bed, tool: str, load: Load) -> None:
+        self._bed, self._tool, self._load = bed, tool, load
         self._clients: dict[str, subprocess.Popen[str]] = {}
         bridged.attach(bed, "host1")
         if tool == "podman":
@@ -95,34 +85,42 @@ class Redis:
         else:
             path = bed.path("host1", BUNDLE)
             path.parent.mkdir(parents=True, exist_ok=True)
-            BundleMaker(path.parent)(*SERVER, path=path, change=_joined)
-            install("redis-server", path / "rootfs")
-            runtime = {"ferry": "runtime", "runc": "runc"}[tool]
+            BundleMaker(path.parent)(*self._argv(), path=path, change=self._change)
+            load.server.make(path / "rootfs", load.size)
+            runtime = "runc" if tool == "runc" else "runtime"
             bed.ok("host1", "sh", "-c", f"cd {BUNDLE} && {runtime} run -d {NAME} </dev/null >/dev/null 2>&1")
         deadline = time.monotonic() + 60
         while "LISTEN" not in bed.ok("host1", "ip", "netns", "exec", bridged.NET, "ss", "-lnt"):
-            assert time.monotonic() < deadline, "Redis does not listen"
+            assert time.monotonic() < deadline, f"{load.name} does not listen"
             time.sleep(0.1)
-        subprocess.run(self._argv("fill", str(mib)), check=True, stdin=subprocess.DEVNULL)
-        for what, options in (("probe", ()), ("load", (str(rate), str(mib)))):
-            client = subprocess.Popen(self._argv(what, *options), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.run(self._client("fill"), check=True, stdin=subprocess.DEVNULL)
+        for what in ("probe", "load"):
+            client = subprocess.Popen(self._client(what), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert client.stdout and client.stdout.readline() == "connected\n"
             self._clients[what] = client
+
+    def _argv(self) -> Sequence[str]:
+        return self._load.server.argv(self._load.size, self._load.rate)
+
+    def _change(self, config: dict[str, Any]) -> None:
+        next(n for n in config["linux"]["namespaces"] if n["type"] == "network")["path"] = f"/run/netns/{bridged.NET}"
+        config["process"]["user"] = {"uid": self._load.server.user, "gid": self._load.server.user}
 
     def _start_podman(self) -> None:
         rootfs = self._bed.path("host1", "/var/lib/image")
         BundleMaker(rootfs.parent)(path=rootfs)
-        install("redis-server", rootfs / "rootfs")
+        self._load.server.make(rootfs / "rootfs", self._load.size)
         make = f"tar -C /var/lib/image/rootfs -c . | {PODMAN} import - {IMAGE} && {PODMAN} save {IMAGE} | ssh host2 {PODMAN} load"
         self._bed.ok("host1", "bash", "-ec", f"set -o pipefail; {{ {make}; }} >/dev/null 2>&1")
-        options = f"--network ns:/run/netns/{bridged.NET} --no-hosts --security-opt seccomp=unconfined --log-driver none"
-        words = " ".join(f"'{w}'" for w in SERVER)
+        user = self._load.server.user
+        options = f"--network ns:/run/netns/{bridged.NET} --no-hosts --security-opt seccomp=unconfined --log-driver none --user {user}:{user}"
+        words = " ".join(shlex.quote(w) for w in self._argv())
         self._bed.ok("host1", "sh", "-c", f"{PODMAN} run -d --name {NAME} {options} {IMAGE} {words} </dev/null")
 
-    def _argv(self, *args: str) -> list[str]:
-        what, *rest = args
+    def _client(self, what: str) -> list[str]:
+        load = self._load
         inside = ["nsenter", f"--net=/run/netns/ferry-{self._bed.name}-client", sys.executable]
-        return [*inside, str(ROOT / "tests/bench/redis_client.py"), what, bridged.ADDRESS, *rest]
+        return [*inside, str(ROOT / "tests/bench" / load.server.client), what, bridged.ADDRESS, str(load.size), str(load.rate)]
 
     def seen(self) -> dict[str, Any]:
         """End the clients; return what they saw. Raises: AssertionError when a connection broke, or an answer was not right."""
@@ -145,21 +143,6 @@ class Redis:
         for host in HOSTS:
             bridged.detach(self._bed, host)
             self._bed.run(host, "sh", "-c", f"rm -rf /run/ckpt /run/ckpt.tar /var/lib/image {BUNDLE}")
-
-
-def install(program: str, rootfs: Path) -> None:
-    """Copy one of this machine's programs, and the libraries that it is linked to, to where it would be in a root of its own."""
-    found = shutil.which(program)
-    assert found, f"{program} is not installed: scripts/install-packages --tests"
-    told = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
-    for name in [found, *re.findall(r"(/\S+) \(0x", told)]:
-        copy = rootfs / name[1:]
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(name, copy)
-
-
-def _joined(config: dict[str, Any]) -> None:
-    next(n for n in config["linux"]["namespaces"] if n["type"] == "network")["path"] = f"/run/netns/{bridged.NET}"
 
 
 @contextmanager
@@ -202,26 +185,43 @@ def pace(load: list[tuple[float, int]], since: float, until: float) -> float:
     return (within[-1][1] - within[0][1]) / (within[-1][0] - within[0][0]) if len(within) > 1 else 0.0
 
 
-def measure(bed: Bed, tool: str, mib: int, rate: int) -> dict[str, Any]:
+def has_sys_resource() -> bool:
+    status = Path("/proc/self/status").read_text()
+    return bool(int(next(line for line in status.splitlines() if line.startswith("CapEff")).split()[1], 16) >> 24 & 1)
+
+
+def sent_in_freeze(report: dict[str, Any]) -> int:
+    """Return how many bytes had to travel while the container stood still."""
+    details = report["details"]
+    return int(sum(details["freeze"][what]["content_bytes"] for what in ("delta", "pages")) + details["ship"]["content_bytes"])
+
+
+def measure(bed: Bed, tool: str, load: Load) -> dict[str, Any]:
     """Move once; return what was seen of it."""
-    redis = Redis(bed, tool, mib, rate)
+    served = Served(bed, tool, load)
     try:
+        if tool == "floor":
+            time.sleep(3)
+            script = ROOT / "tests/bench/floor.py"
+            criu = bed.ok("host1", str(Path(OURS).with_name("python")), str(script), BUNDLE, NAME, "--tcp-established")
+            served.seen()
+            return {"tool": tool, "load": str(load), "downtime_ms": float(criu)}
         if tool != "ferry":
             bridged.prepare(bed, "host2")
             bed.ok("host2", "mkdir", "-p", BUNDLE)
         time.sleep(3)
         before, started = carried(bed), time.time()
-        found: dict[str, Any] = {"tool": tool, "mib": mib, "rate": rate}
+        found: dict[str, Any] = {"tool": tool, "load": str(load)}
         with peak_memory(bed) as peak:
             if tool == "ferry":
-                found["report"] = bed.move("host1", NAME, "host2", "--pre-copy", "auto", timeout_s=_MOVE_S)
+                found["report"] = bed.move("host1", NAME, "host2", timeout_s=_MOVE_S)
             else:
                 script = RUNC if tool == "runc" else PODMAN_MOVE
                 done = bed.run("host1", "bash", "-c", script, timeout_s=_MOVE_S)
                 assert done.returncode == 0, done.stderr
         ended = time.time()
         time.sleep(1)
-        seen = redis.seen()
+        seen = served.seen()
         pauses = [(b - a, a) for a, b in pairwise(seen["probe"]) if b > started]
         pause, began = max(pauses)
         return {
@@ -234,17 +234,17 @@ def measure(bed: Bed, tool: str, mib: int, rate: int) -> dict[str, Any]:
             "pace_meanwhile": pace(seen["load"], started, began),
         }
     finally:
-        redis.end()
+        served.end()
 
 
 def told(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the table: one row for each load and tool, medians."""
-    head = ("memory", "writes/s", "tool", "downtime", "total", "on the wire", "our memory", "pace meanwhile", "downtime ratio")
+    head = ("load", "tool", "downtime", "times ours", "floor", "total", "on the wire", "our memory", "pace meanwhile")
     rows: list[tuple[str, ...]] = [head]
-    kinds = list(dict.fromkeys((f["mib"], f["rate"], f["tool"]) for f in found))
-    for mib, rate, tool in kinds:
-        these = [f for f in found if (f["mib"], f["rate"], f["tool"]) == (mib, rate, tool)]
-        ours = [f for f in found if (f["mib"], f["rate"], f["tool"]) == (mib, rate, "ferry")]
+    for load, tool in dict.fromkeys((f["load"], f["tool"]) for f in found if f["tool"] != "floor"):
+        these = [f for f in found if (f["load"], f["tool"]) == (load, tool)]
+        ours = [f for f in found if (f["load"], f["tool"]) == (load, "ferry")]
+        bare = [f["downtime_ms"] for f in found if (f["load"], f["tool"]) == (load, "floor")]
 
         def med(key: Any, these: list[dict[str, Any]] = these) -> float:
             return statistics.median(key(f) for f in these)
@@ -253,29 +253,33 @@ def told(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             return float(f["downtime_ms"])
 
         paces = [f["pace_meanwhile"] / f["pace_before"] for f in these if f["pace_before"] and f["pace_meanwhile"]]
+        is_ours = tool == "ferry"
         rows.append(
             (
-                f"{mib} MiB",
-                str(rate) if rate else "max",
+                load,
                 tool,
                 f"{med(down):.0f} ms",
+                f"{med(down) / med(down, ours):.1f}" if ours and not is_ours else "-",
+                f"{statistics.median(bare) + med(lambda f: sent_in_freeze(f['report'])) / RATE_BYTES * 1000:.0f} ms"
+                if is_ours and bare
+                else "-",
                 f"{med(lambda f: f['total_s']):.1f} s",
                 f"{med(lambda f: f['wire_bytes']) / (1 << 20):.0f} MiB",
-                f"{med(lambda f: max(f['peak_bytes'].values())) / (1 << 20):.0f} MiB" if tool == "ferry" else "-",
+                f"{med(lambda f: max(f['peak_bytes'].values())) / (1 << 20):.0f} MiB" if is_ours else "-",
                 f"{100 * statistics.median(paces):.0f} %" if paces else "-",
-                f"{med(down) / med(down, ours):.1f}" if ours else "-",
             )
         )
     return rows
 
 
+LOADS = "redis:64:1000,redis:512:1000,redis:1024:0,redis:1024:1000,redis:1024:5000,postgres:10:100,nginx:64:100,files:100000:10"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tools", default="ferry,runc,podman")
-    parser.add_argument(
-        "--loads", default="64:1000,512:1000,1024:0,1024:1000,1024:5000", help="MiB:writes a second (0: as many as can be)"
-    )
+    parser.add_argument("--tools", default="ferry,runc,podman,floor")
+    parser.add_argument("--loads", default=LOADS)
     parser.add_argument("--json", type=Path, help="write all that was measured")
     arguments = parser.parse_args()
     bed = Bed("served")
@@ -283,15 +287,18 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     try:
         bed.shape(RATE)
-        for load in arguments.loads.split(","):
-            mib, rate = map(int, load.split(":"))
+        for load in map(Load.read, arguments.loads.split(",")):
+            if load.server.user and not has_sys_resource():
+                print(
+                    f"# {load}: left out, since CRIU cannot read the limits of another user here: no CAP_SYS_RESOURCE",
+                    file=sys.stderr,
+                )
+                continue
             for _ in range(arguments.rounds):
                 for tool in arguments.tools.split(","):
-                    found.append(measure(bed, tool, mib, rate))
+                    found.append(measure(bed, tool, load))
                     last = found[-1]
-                    print(
-                        f"# {mib} MiB, {rate}/s, {tool}: {last['downtime_ms']:.0f} ms, {last['total_s']:.1f} s", file=sys.stderr
-                    )
+                    print(f"# {load}, {tool}: {last['downtime_ms']:.0f} ms", file=sys.stderr, flush=True)
     finally:
         bed.down()
         if arguments.json:
@@ -299,7 +306,7 @@ def main() -> None:
     rows = told(found)
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True)))
+        print("  ".join(text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))))
 
 
 if __name__ == "__main__":
