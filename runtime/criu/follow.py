@@ -15,7 +15,8 @@
      | {"event": "held", "memory": {...}} ------->|                              |
 
 CRIU dumps lazily: it writes down which pages of anonymous memory there are, and keeps their content for a page server that nobody
-asks. Its images say what has to be there, so what was missed for whatever reason is sent at last.
+asks. Its images say what has to be there, so what was missed for whatever reason is sent at last. Of memory that processes share
+it writes the content, too, which is left out of the images where all of it was sent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.criu import pagemap
+from runtime.criu import pagemap, sharedmem
 from runtime.errors import ContainerError, KernelError
 from runtime.files import write_all
 from runtime.linux.process import die_with_parent
@@ -38,6 +39,7 @@ from runtime.linux.procfs import number_inside
 from runtime.memory import spans
 from runtime.memory.records import MAX_ADDRESS
 from runtime.memory.sender import Sender
+from runtime.memory.shared import Shared
 from runtime.memory.spans import Span
 from runtime.memory.tracker import Process, Tracker, writes_unseen
 
@@ -54,7 +56,7 @@ class Follow:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         pagemap.preload()
         self._fd, self._pids = fd, pids
-        self._tracker, self._sender = Tracker(), Sender(fd)
+        self._tracker, self._shared, self._sender = Tracker(), Shared(), Sender(fd)
         self._child = self._result_fd = 0
         self._began = self._scan_s = 0.0
 
@@ -65,6 +67,7 @@ class Follow:
             os.waitpid(self._child, 0)
             self._child = 0
         self._tracker.close()
+        self._shared.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -72,7 +75,9 @@ class Follow:
     def one_pass(self) -> dict[str, Any]:
         """Send what changed since the last pass; of what was never sent, all. Raises: ContainerError."""
         started = time.monotonic()
-        self._tracker.refresh(self._pids())
+        pids = self._pids()
+        self._tracker.refresh(pids)
+        self._shared.refresh(pids)
         try:
             for process in list(self._tracker.processes.values()):
                 try:
@@ -81,6 +86,7 @@ class Follow:
                     if e.errno not in _GONE:
                         raise
                     self._tracker.forget(process.pid)
+            self._shared.send(self._sender)
             sent = self._sender.end()
         except OSError as e:
             raise _failed(e) from e
@@ -125,7 +131,9 @@ class Follow:
             missing = {process.pid: self._sender.send(process.pid, process.number, runs) for process, runs in changed}
             # What cannot be trusted to be what was sent is missing, too.
             missing |= {p.pid: [(0, MAX_ADDRESS)] for p, _ in changed if writes_unseen(p.pid)}
-            told = [self._sender.pages, self._sender.written_bytes, [[p, a, b] for p, m in missing.items() for a, b in m]]
+            self._shared.send(self._sender)
+            shared = {inode: segment.sent for inode, segment in self._shared.segments.items()}
+            told = [self._sender.pages, self._sender.written_bytes, [[p, a, b] for p, m in missing.items() for a, b in m], shared]
             write_all(theirs, json.dumps(told).encode())
         finally:
             os._exit(0)
@@ -138,7 +146,7 @@ class Follow:
         self._child = 0
         if not result:
             raise ContainerError("the memory that changed last could not be sent", hint="does anybody read it still?")
-        pages, written_bytes, missing = json.loads(result)
+        pages, written_bytes, missing, shared = json.loads(result)
         for pid, start, end in missing:  # the images say whether it matters
             process = self._tracker.processes[pid]
             process.sent = spans.minus(process.sent, [(start, end)])
@@ -155,6 +163,7 @@ class Follow:
             raise ContainerError(f"the images tell of a process {e} that is not there") from e
         except OSError as e:
             raise _failed(e) from e
+        sharedmem.leave_out(image_path, {int(i): (self._shared.segments[int(i)].number, runs) for i, runs in shared.items()})
         return {
             "pages": pages + late.pages,
             "late_pages": late.pages,

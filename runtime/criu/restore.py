@@ -25,7 +25,7 @@ from runtime.container.bundle import Bundle
 from runtime.container.container import Container
 from runtime.container.create import cgroups_path, owner, systemd_scope, timestamp
 from runtime.container.store import Store
-from runtime.criu import images, mounts, network, pagemap, request
+from runtime.criu import images, mounts, network, pagemap, request, sharedmem
 from runtime.criu import lazy as lazy_module
 from runtime.criu.follow import wanted_of
 from runtime.criu.hold import Controller, Decision
@@ -59,6 +59,7 @@ def restore(
     """
     if controller is None:
         images.require(options.image_path)
+        sharedmem.rebuild(options.image_path, Passes(options.image_path))
         # CRIU never ends a restore that lacks pages. Who holds it has had no images yet, and answers for them.
         pagemap.require_whole(options.image_path)
         _require_memory(options)
@@ -123,6 +124,7 @@ def restore(
                     if not controller.wait_go(on_idle=lambda: memory.look(but_last=True)):
                         raise HoldAborted(f"restore of {container_id} was aborted before it began")
                     images.require(options.image_path)
+                    sharedmem.rebuild(options.image_path, memory)
                 own = present(options.image_path)
                 if own:
                     options = replace(options, lazy_pages=True)

@@ -2,7 +2,8 @@
 
     record    one page of head, then the content of its regions' pages, one after the other
     head      "<8sIIQ": magic, version, number of regions, number of pages;
-              then for each region "<QII": address, pages, number of the process in its pid namespace
+              then for each region "<QII": address, pages, number of the process in its pid namespace;
+              from SHARED on the number is that of a memory that processes share, and the address an offset in it
     end       a head without regions: without it a file is not whole
 
 A page may come several times: the last one counts, of the passes and within a pass. Pure, but for `read`.
@@ -27,10 +28,11 @@ _REGION = struct.Struct("<QII")
 MAX_REGIONS = (PAGE_BYTES - _HEAD.size) // _REGION.size
 MAX_PAGES = 1024
 MAX_ADDRESS = 1 << 57
+SHARED = 1 << 31
 
 
 class Region(Value):
-    """A run of pages of one process. Units: `start` is an address in bytes."""
+    """A run of pages of one process, or of one shared memory. Units: `start` is an address in bytes."""
 
     pid: int
     start: int

@@ -14,6 +14,8 @@ from runtime.memory.records import END, MAX_PAGES, MAX_REGIONS, PAGE_BYTES, Regi
 from runtime.memory.spans import Span
 from runtime.values import Value
 
+BUFFER_BYTES = MAX_PAGES * PAGE_BYTES
+
 
 class _IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
@@ -31,7 +33,7 @@ class Sender:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffer = ctypes.create_string_buffer(MAX_PAGES * PAGE_BYTES)
+        self._buffer = ctypes.create_string_buffer(BUFFER_BYTES)
         self._view = memoryview(self._buffer).cast("B")
         self._local = _IoVec(ctypes.addressof(self._buffer), 0)
         self._remote = (_IoVec * MAX_REGIONS)()
@@ -56,6 +58,19 @@ class Sender:
                         else:
                             missing.append((at, at + PAGE_BYTES))
         return missing
+
+    @property
+    def buffer(self) -> memoryview:
+        """What `send` reads into: BUFFER_BYTES that a caller may use between two calls."""
+        return self._view
+
+    def send_buffer(self, number: int, at: int, runs: Sequence[Span]) -> None:
+        """Write these runs of a memory, of which the buffer has what is from `at` on. Raises: OSError."""
+        for batch in batches(number, runs):
+            write_all(self._fd, head(batch))
+            for region in batch:
+                write_all(self._fd, self._view[region.start - at : region.end - at])
+            self._count(batch)
 
     def end(self) -> Sent:
         """End the pass. Raises: OSError. Returns what went out since the last one."""
@@ -85,8 +100,11 @@ class Sender:
             raise
 
     def _write(self, batch: Sequence[Region]) -> None:
-        pages = sum(r.pages for r in batch)
         write_all(self._fd, head(batch))
-        write_all(self._fd, self._view[: pages * PAGE_BYTES])
+        write_all(self._fd, self._view[: sum(r.pages for r in batch) * PAGE_BYTES])
+        self._count(batch)
+
+    def _count(self, batch: Sequence[Region]) -> None:
+        pages = sum(r.pages for r in batch)
         self.pages += pages
         self.written_bytes += (pages + 1) * PAGE_BYTES
