@@ -65,7 +65,7 @@ def parse_stat(text: str) -> Stat:
 
 def lines(text: str) -> list[str]:
     """Split a file of /proc at its line ends alone: processes choose names with whatever else str.splitlines() splits at."""
-    return text.removesuffix("\n").split("\n")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def number_inside(pid: int) -> int:

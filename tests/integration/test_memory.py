@@ -131,6 +131,21 @@ def test_only_what_changed_goes_again(oci: Oci, bundles: BundleMaker, tmp_path: 
     memory.ask()
 
 
+def test_processes_that_come_and_go(oci: Oci, bundles: BundleMaker, tmp_path: Path, place: Path) -> None:
+    """Whatever moment of theirs a look finds them in."""
+    script = "i=0; while :; do i=$((i+1)); echo $i >/count; true | /bin/busybox cat; /bin/busybox true; done"
+    bundle = bundles("sh", "-c", script)
+    oci.detached(bundle, "c")
+    following = Following(oci, tmp_path / "images", place)
+    for _ in range(150):
+        following.say("pass", "passed")
+    following.to_the_hold()
+    following.finish()
+    restored(oci, bundle, place)
+    before = (bundle / "rootfs/count").read_text()
+    wait_for(lambda: (bundle / "rootfs/count").read_text() not in ("", before), "going on")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_memory_that_shifts(oci: Oci, bundles: BundleMaker, tmp_path: Path, seed: int) -> None:
     """Mapped, moved, dropped, protected and forked between the passes, and again while it is being filled; then moved once more."""
