@@ -37,6 +37,7 @@ class Request:
     on_diverge: str = "switch"  # switch, throttle, abort
     bandwidth_limit: float = 0.0  # bytes a second while the container runs, 0 is none
     compress: str = "auto"  # auto, zstd, none
+    parallel: int = 1  # connections for what is sent in bulk
     volumes: tuple[tuple[str, str], ...] = ()  # name, policy
     ignore: tuple[str, ...] = ()
 
@@ -78,6 +79,7 @@ class Plan:
     on_diverge: str
     bandwidth_limit: float
     compress: str
+    parallel: int
     network: dict[str, Any] | None  # that moves along
     volumes: tuple[str, ...]  # directories that do
     shared: tuple[str, ...]  # directories that must be the same on both hosts
@@ -85,7 +87,7 @@ class Plan:
     @property
     def sending(self) -> dict[str, Any]:
         """How the source sends what is in bulk."""
-        return {"compress": self.compress, "bandwidth_limit": self.bandwidth_limit}
+        return {"compress": self.compress, "bandwidth_limit": self.bandwidth_limit, "parallel": self.parallel}
 
     def as_dict(self) -> dict[str, Any]:
         phases = [{"phase": str(p), "what": WORDS[p].doing, "downtime": WORDS[p].downtime, "undo": WORDS[p].undo} for p in Phase]
@@ -112,6 +114,7 @@ def make(
         on_diverge=request.on_diverge,
         bandwidth_limit=request.bandwidth_limit,
         compress=request.compress,
+        parallel=request.parallel if route.direct else 1,
         network=container.network.as_dict() if container.network else None,
         volumes=tuple(v.source for v in container.volumes if v.policy == Policy.COPY),
         shared=tuple(v.source for v in container.volumes if v.policy == Policy.SHARED),

@@ -9,16 +9,14 @@ byte of it passes through this process.
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 
 from migrate import host
-from migrate.errors import ConnectionLost, ProtocolError, from_dict
+from migrate.errors import ConnectionLost
 from migrate.session import Place
 from migrate.transport.local import ProcessStream
-from migrate.wire import Wire, greet
-from migrate.wire_pb2 import Call, Frame
+from migrate.wire import Wire, ask, greet
 
 
 class Relay:
@@ -29,12 +27,7 @@ class Relay:
         try:
             wire = Wire(self._near)
             greet(wire, source.name, self._near.noise)
-            wire.send(Frame(call=Call(id=1, verb="relay", arguments=json.dumps({"migration_id": migration_id}))))
-            frame = wire.receive()
-            if frame.WhichOneof("body") == "failure":
-                raise from_dict(json.loads(frame.failure.error))
-            if frame.WhichOneof("body") != "reply":
-                raise ProtocolError(f"{source.name} answered out of turn")
+            ask(wire, 1, "relay", {"migration_id": migration_id}, source.name)
             read_fd, write_fd = self._near.fds
             try:
                 self._far = subprocess.Popen(

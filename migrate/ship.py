@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from migrate import manifest
 from migrate.blocks import Blocks
-from migrate.errors import ConnectionLost, ProtocolError, TransferFailed, from_dict
+from migrate.errors import ConnectionLost, TransferFailed
 from migrate.manifest import Inode, Item, Manifest
 from migrate.outgoing import GrowingFile, StreamedFile, TreeSender
 from migrate.outlet import Compress, Outlet
-from migrate.transport.local import FdStream
+from migrate.transport.local import FdStream, ProcessStream
+from migrate.transport.striped import Sending
 from migrate.tree import Tree
-from migrate.wire import PIECE_BYTES, Wire, greet, read_object
-from migrate.wire_pb2 import Call, EndOfTree, Entry, Frame
+from migrate.wire import PIECE_BYTES, Wire, answer, ask, greet, send_call
+from migrate.wire_pb2 import EndOfTree, Entry, Frame
 
 _PROGRESS_EVERY_S = 0.2
 _ANSWER_TIMEOUT_S = 60.0
-_LOOK_AGAIN_S = 0.001
+_LOOK_AGAIN_S, _SAYS_WHY_S = 0.001, 5.0
 _SILENCE_S = 120.0
 
 # (content bytes sent, content bytes in all)
@@ -64,6 +64,7 @@ class Shipper:
         self._outlet = Outlet(self._wire, compress, bandwidth_limit)
         self._stream.timeout_s = _ANSWER_TIMEOUT_S
         self._calls = 0
+        self._lanes: tuple[ProcessStream, ...] = ()
         try:
             greet(self._wire, name, self._stream.noise)
         except BaseException:
@@ -88,24 +89,35 @@ class Shipper:
         self._outlet.hurry()
 
     def close(self) -> None:
-        self._stream.close()
+        for stream in (self._stream, *self._lanes):
+            stream.forsake()  # all of them, before one is waited for: the other side ends when it finds an end
+        for stream in (self._stream, *self._lanes):
+            stream.close()
 
     def _call(self, verb: str, arguments: dict[str, Any]) -> None:
         self._calls += 1
-        self._wire.send(Frame(call=Call(id=self._calls, verb=verb, arguments=json.dumps(arguments))))
+        send_call(self._wire, self._calls, verb, arguments)
 
     def _answer(self) -> dict[str, Any]:
-        frame = self._wire.receive()
-        if frame.WhichOneof("body") == "failure":
-            raise from_dict(read_object(frame.failure.error, "the target"))
-        if frame.WhichOneof("body") != "reply":
-            raise ProtocolError("the target answered out of turn")
-        return read_object(frame.reply.result, "the target")
+        return answer(self._wire, "the target")
 
     def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make a call that takes no content. Raises: MigrateError."""
         self._call(verb, arguments)
         return self._answer()
+
+    def widen(self, lanes: Sequence[ProcessStream], migration_id: str) -> None:
+        """Send over these connections, too; they are closed with the first one. Raises: MigrateError."""
+        if not lanes:
+            return
+        self._lanes = tuple(lanes)
+        for number, lane in enumerate(lanes, 1):
+            lane.timeout_s = _ANSWER_TIMEOUT_S
+            wire = Wire(lane)
+            greet(wire, "the target", lane.noise)
+            ask(wire, 1, "lane", {"migration_id": migration_id, "number": number}, "the target")
+        self.call("widen", {"count": len(lanes)})
+        self._wire.stream = Sending((self._stream, *lanes))
 
     def send_tree(
         self,
@@ -215,8 +227,8 @@ class Shipper:
     ) -> Shipped:
         """Send what comes out of a pipe as one file.
 
-        `wait_end` waits that many seconds, and returns how many bytes there are in all once that is known; `on_bytes` is told how
-        many went.
+        `wait_end` waits that many seconds, and returns how many bytes there are in all once that is known, or raises what went
+        wrong there; `on_bytes` is told how many went.
 
         Raises: TransferFailed when the pipe ends before, ConnectionLost.
         """
@@ -238,6 +250,7 @@ class Shipper:
                 heard = time.monotonic()
                 count = os.readv(fd, [buffer])
                 if not count:
+                    wait_end(_SAYS_WHY_S)
                     raise TransferFailed("the memory ended on its way out of the container")
                 file.send(buffer[:count])
                 on_bytes(file.sent_bytes)

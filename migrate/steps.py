@@ -76,7 +76,7 @@ def _prepare(c: Context) -> Details:
         c.source.call("listen_data")
         c.relays.append(Relay(c.source_place, c.target_place, plan.remote_command, plan.migration_id))
         c.source.call("accept_data", name=plan.target, sending=plan.sending)
-    return {"data": "direct" if plan.direct else "through the coordinator"}
+    return {"data": "direct" if plan.direct else "through the coordinator", "connections": plan.parallel}
 
 
 def _see_shared(c: Context, path: str) -> None:

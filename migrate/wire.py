@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from google.protobuf.message import DecodeError
 
 from migrate import PROTOCOL, __version__
-from migrate.errors import ConnectionLost, HostUnfit, ProtocolError, printable
+from migrate.errors import ConnectionLost, HostUnfit, ProtocolError, from_dict, printable
 from migrate.liveness import DEAD_AFTER_S
-from migrate.wire_pb2 import Frame, Hello
+from migrate.wire_pb2 import Call, Frame, Hello
 
 MAX_FRAME_BYTES = 4 << 20
 MAX_RAW_BYTES = 1 << 20
@@ -139,3 +139,24 @@ def greet(wire: Wire, who: str, noise: Callable[[], str] = lambda: "") -> Hello:
             hint="install the same version on both hosts",
         )
     return frame.hello
+
+
+def ask(wire: Wire, call_id: int, verb: str, arguments: dict[str, Any], who: str) -> Said:
+    """Call a verb of an agent that tells nothing on the way; return its result. Raises: MigrateError."""
+    send_call(wire, call_id, verb, arguments)
+    return answer(wire, who)
+
+
+def send_call(wire: Wire, call_id: int, verb: str, arguments: dict[str, Any]) -> None:
+    """Begin a call. Raises: ConnectionLost."""
+    wire.send(Frame(call=Call(id=call_id, verb=verb, arguments=json.dumps(arguments))))
+
+
+def answer(wire: Wire, who: str) -> Said:
+    """Return the result of the call that was begun. Raises: MigrateError."""
+    frame = wire.receive()
+    if frame.WhichOneof("body") == "failure":
+        raise from_dict(read_object(frame.failure.error, who))
+    if frame.WhichOneof("body") != "reply":
+        raise ProtocolError(f"{who} answered out of turn")
+    return read_object(frame.reply.result, who)

@@ -14,21 +14,35 @@ from migrate.agent.side import Side
 from migrate.errors import ProtocolError
 from migrate.incoming import TreeReceiver
 from migrate.transport.local import FdStream
+from migrate.transport.striped import Receiving
 
 ALLOWED = "receives"
-_LOOK_S = 1.0
+MOST_LANES = 7
+_LOOK_S, _CONNECT_S = 1.0, 30.0
 _PIECE_BYTES = 1 << 18
+
+
+def _lanes(migration_id: str) -> Path:
+    return places.working(migration_id) / "lanes"
 
 
 class BulkSide(Side):
     _attached = ""
     _relays: FdStream | None = None
+    _listener: socket.socket | None = None  # for further connections
 
     def attach(self, migration_id: str) -> None:
         """Make this agent the bulk end of a move that another agent of this host has prepared."""
         self._taken(migration_id)
         self._attached = migration_id
         self._live_with(migration_id)
+        if self._listener is not None:
+            self._listener.close()
+        _lanes(migration_id).unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(_lanes(migration_id)))
+        self._listener.listen(MOST_LANES)
+        self._listener.settimeout(_CONNECT_S)
 
     @staticmethod
     def _taken(migration_id: str) -> list[str]:
@@ -45,6 +59,32 @@ class BulkSide(Side):
             stream.timeout_s = _LOOK_S
             stream.patient = working.exists
 
+    def lane(self, migration_id: str, number: int) -> None:
+        """Become another connection of the bulk end, which takes it in with `widen`."""
+        self._taken(migration_id)
+        self._live_with(migration_id)
+        self._become_pipe(_lanes(migration_id), migration_id)
+        self._socket.sendall(bytes([number]))
+
+    def widen(self, count: int) -> None:
+        """From the next byte on, read what comes over `count` further connections, too, as migrate/transport/striped.py says."""
+        first = self.wire.stream
+        if self._listener is None or not isinstance(first, FdStream) or not 0 < count <= MOST_LANES:
+            raise ProtocolError("there is nothing to be widened here")
+        lanes: dict[int, FdStream] = {}
+        while len(lanes) < count:
+            try:
+                made, _ = self._listener.accept()
+            except TimeoutError as e:
+                raise ProtocolError(f"{count} further connections were announced, and {len(lanes)} came") from e
+            number, fd = made.recv(1), made.detach()
+            lane = lanes[number[0] if number else 0] = FdStream(fd, fd, "the source")
+            lane.timeout_s, lane.patient = first.timeout_s, first.patient
+        self._listener.close()
+        if sorted(lanes) != list(range(1, count + 1)):
+            raise ProtocolError("the further connections are not those that were announced")
+        self.wire.stream = Receiving((first, *(lanes[n] for n in sorted(lanes))))
+
     def receive_tree(self, root: str) -> dict[str, Any]:
         """Take a tree into one of the directories that were prepared for it."""
         taken, images = self._taken(self._attached), str(places.images(self._attached))
@@ -59,12 +99,15 @@ class BulkSide(Side):
 
     def relay(self, migration_id: str) -> None:
         """Become the pipe between the coordinator and the first agent here, whose data connection it carries."""
+        self._live_with(migration_id)
+        self._become_pipe(places.working(migration_id) / "data", migration_id)
+
+    def _become_pipe(self, path: Path, migration_id: str) -> None:
         if not isinstance(self.wire.stream, FdStream):
             raise ProtocolError("this agent has no stream to relay")
-        self._live_with(migration_id)
         self._socket = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.connect(str(places.working(migration_id) / "data"))
+            self._socket.connect(str(path))
         except OSError as e:
             raise ProtocolError(f"no move {migration_id} waits for data here") from e
         self._relays = self.wire.stream

@@ -177,7 +177,9 @@ class SourceSide(SourceNetwork):
 
     def open_data(self, address: dict[str, Any], remote_command: str, name: str, sending: dict[str, Any]) -> None:
         """Connect to the target's second agent. `sending` is how what goes there is sent."""
-        self._attach(ProcessStream(self._connection(address, remote_command), f"the data connection to {name}"), name, sending)
+        argv, what = self._connection(address, remote_command), f"the data connection to {name}"
+        self._attach(ProcessStream(argv, what), name, sending)
+        self._data().widen([ProcessStream(argv, what) for _ in range(1, int(sending["parallel"]))], self._migration())
 
     def listen_data(self) -> None:
         """Wait for a data connection that the coordinator makes, since this host does not reach the target."""

@@ -86,6 +86,8 @@ VERBS: dict[str, Verb] = {
     "restore_again": Verb(TargetSide, TargetSide.restore_again, 700, False, "target"),
     # of the second agent of a host
     "attach": Verb(BulkSide, BulkSide.attach, 30, True, "target"),
+    "lane": Verb(BulkSide, BulkSide.lane, 30, False, "target"),
+    "widen": Verb(BulkSide, BulkSide.widen, 60, False, "target"),
     "relay": Verb(BulkSide, BulkSide.relay, 30, False, "source"),
     "receive_tree": Verb(BulkSide, BulkSide.receive_tree, 60, False, "target"),
 }

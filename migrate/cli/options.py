@@ -129,6 +129,13 @@ def move_options(f: F) -> F:
             help="Compress what is sent: where it is seen to be faster, always, or never.",
         ),
         click.option(
+            "--parallel",
+            type=click.IntRange(1, 8),
+            default=1,
+            metavar="N",
+            help="Send over so many SSH connections at once (default: 1): where one cannot fill the link.",
+        ),
+        click.option(
             "--volume",
             "volumes",
             metavar="NAME=POLICY",

@@ -25,6 +25,7 @@ class FdStream:
 
     def __init__(self, read_fd: int, write_fd: int, name: str) -> None:
         self._read_fd, self._write_fd, self._name = read_fd, write_fd, name
+        self._closed = False
         self.timeout_s: float | None = None
         self.patient: Callable[[], bool] | None = None
         self._poll = select.poll()
@@ -67,6 +68,10 @@ class FdStream:
                 raise ConnectionLost(f"connection to {self._name} is lost: {e.strerror}") from e
 
     def close(self) -> None:
+        """Close the descriptors. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         for fd in {self._read_fd, self._write_fd}:
             with contextlib.suppress(OSError):
                 os.close(fd)
