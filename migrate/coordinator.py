@@ -17,7 +17,7 @@ from typing import Any
 
 from migrate import commit, facts, faults, plan, preflight, steps
 from migrate.commit import Log
-from migrate.errors import ConnectionLost, MigrateError, Outcome, ProtocolError, Refused, UnknownMigration
+from migrate.errors import ConnectionLost, MemoryLost, MigrateError, Outcome, ProtocolError, Refused, UnknownMigration, printable
 from migrate.facts import ContainerFacts, HostFacts
 from migrate.liveness import DEAD_AFTER_S
 from migrate.phase import Phase
@@ -285,6 +285,10 @@ class _Move:
         started = self._begin(Phase.FINISH)
         with self._timeline.span(Phase.FINISH):
             finished = steps.finish(self._context)
+        if reason := finished["drain"].get("failed"):
+            words = f"{self._plan.container} was killed on {self._plan.target}: {printable(str(reason))[:1000]}"
+            hint = f"start it anew there, from its files: runtime delete {self._plan.container}, then runtime run"
+            self._report.error = MemoryLost(words, hint=hint).as_dict()
         self._count_bytes()
         self._end(Phase.FINISH, started, finished)
         self._over(Outcome.COMPLETED)

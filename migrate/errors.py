@@ -153,6 +153,12 @@ class NotShared(MigrateError):
     code = "not-shared"
 
 
+class MemoryLost(MigrateError):
+    """The container ran on the target, and was killed there, since its memory could not be filled in."""
+
+    code = "memory-lost"
+
+
 class Stopped(MigrateError):
     """`migrate abort` was asked for on the source."""
 
@@ -169,8 +175,8 @@ class Refused(MigrateError):
 _KINDS: dict[str, type[MigrateError]] = {
     c.__name__: c
     for c in (
-        HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, HostUnfit, ConnectionLost,
-        ProtocolError, RuntimeFailed, NetworkFailed, TransferFailed, Locked, Busy, Unfinished, UnknownMigration, Stopped, Refused,
+        HostUnreachable, HostKeyUnknown, HostKeyChanged, AuthenticationFailed, HostUnfit, ConnectionLost, ProtocolError,
+        RuntimeFailed, NetworkFailed, TransferFailed, Locked, Busy, Unfinished, UnknownMigration, MemoryLost, Stopped, Refused,
     )
 }  # fmt: skip
 

@@ -35,6 +35,8 @@ def page(story: Story) -> str:
         parts.append(f"<p>between these: words to and fro: {story.between_ms:.1f} ms</p>")
     if story.handed_on:
         parts.append(f"<p>packets that came meanwhile, handed on: {story.handed_on}</p>")
+    if story.filled_in:
+        parts.append(f"<p>{escape(story.filled_in)}</p>")
     colours = "".join(f'<span style="background: var(--{w})"></span>{w}' for w in ("source", "target", "coordinator"))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -52,6 +52,8 @@ def sentence(report: Report) -> str:
     """Say in one line how a move ended."""
     if report.resolution and report.outcome in (Outcome.COMPLETED, Outcome.ROLLED_BACK):
         return report.resolution
+    if report.outcome == Outcome.COMPLETED and report.error is not None:
+        return f"{report.container} was moved to {report.target}, and runs no more"
     if report.outcome == Outcome.COMPLETED:
         downtime = "unknown" if report.downtime_ms is None else f"{report.downtime_ms:.0f} ms"
         return (

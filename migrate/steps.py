@@ -229,12 +229,14 @@ STEPS: tuple[Step, ...] = (
 
 
 def finish(c: Context) -> Details:
-    """Clear up after the commit; return CRIU's statistics of the restore. Raises: MigrateError; recovery then does the rest.
+    """Clear up after the commit; return CRIU's statistics of the restore, and how the memory was filled in after it.
 
-    The source's files go only when the target's are known to be on disk.
+    The source's files go only when the target's are known to be on disk. Raises: MigrateError; recovery then does the rest.
     """
     stats = c.target.call("released")["stats"]
     c.target.call("settle")
     c.source.call("forget", keep_bundle=c.plan.keep_source)
+    with c.timeline.span("memory is filled in", "target"):
+        drain = c.target.call("drained")
     c.target.call("confirm")
-    return {"restore_stats": stats}
+    return {"restore_stats": stats, "drain": drain}

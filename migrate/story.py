@@ -57,6 +57,7 @@ class Story:
     downtime: tuple[Bar, ...]
     between_ms: float  # of the downtime, what no bar covers: the words that went to and fro
     handed_on: int = 0  # packets that came for it meanwhile
+    filled_in: str = ""  # how its memory came in while it ran already
 
 
 def tell(document: dict[str, Any]) -> Story:
@@ -66,8 +67,8 @@ def tell(document: dict[str, Any]) -> Story:
     report.outcome = Outcome(document["outcome"]) if document.get("outcome") in list(Outcome) else Outcome.REFUSED
     report.downtime_ms, report.total_ms = _number(document.get("downtime_ms")), _number(document.get("total_ms")) or 0.0
     report.wire_bytes = int(_number(document.get("wire_bytes")) or 0)
-    error = document.get("error")
-    errors = [_text(error, "message")] if isinstance(error, dict) else []
+    report.error = document["error"] if isinstance(document.get("error"), dict) else None
+    errors = [_text(report.error, "message")] if report.error else []
     undo = document.get("undo_errors")
     errors += [printable(str(e)) for e in undo] if isinstance(undo, list) else []
     bars = list(_bars(document.get("timeline")))
@@ -88,14 +89,27 @@ def tell(document: dict[str, Any]) -> Story:
         iterations=tuple(_iterations(document)),
         downtime=downtime,
         between_ms=between_ms,
-        handed_on=_handed_on(document),
+        handed_on=int(_number(_details(document, Phase.COMMIT).get("frames")) or 0),
+        filled_in=_filled_in(_details(document, Phase.FINISH).get("drain")),
     )
 
 
-def _handed_on(document: dict[str, Any]) -> int:
+def _details(document: dict[str, Any], phase: Phase) -> dict[str, Any]:
     details = document.get("details")
-    commit = details.get(str(Phase.COMMIT)) if isinstance(details, dict) else None
-    return int(_number(commit.get("frames")) or 0) if isinstance(commit, dict) else 0
+    found = details.get(str(phase)) if isinstance(details, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _filled_in(drain: Any) -> str:
+    if not isinstance(drain, dict):
+        return ""
+    if drain.get("filling"):
+        return "its memory was still being filled in when the move was over"
+    pages, waited, seconds = (_number(drain.get(k)) for k in ("pages", "waited_for", "seconds"))
+    if pages is None or seconds is None:
+        return ""
+    size = human_bytes(pages * 4096)
+    return f"memory filled in while it ran: {size} in {seconds:.2f} s; {waited or 0:.0f} times it waited for some"
 
 
 def _is_phase(bar: Bar) -> bool:
@@ -163,6 +177,8 @@ def lines(story: Story) -> list[str]:
         out.append(f"  {'':11} {'between these: words to and fro':34} {'':{_WIDTH}} {story.between_ms:9.1f} ms")
     if story.handed_on:
         out += ["", f"packets that came meanwhile, handed on: {story.handed_on}"]
+    if story.filled_in:
+        out += ["", story.filled_in]
     return out
 
 

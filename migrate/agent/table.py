@@ -79,6 +79,7 @@ VERBS: dict[str, Verb] = {
     "released": Verb(TargetSide, TargetSide.done, 90, False, "target"),
     "abort": Verb(TargetSide, TargetSide.abort, 120, True, "target"),
     "discard": Verb(TargetSide, TargetSide.discard, 120, True, "target"),
+    "drained": Verb(TargetSide, TargetSide.drained, 90, False, "target"),
     "settle": Verb(TargetSide, TargetSide.settle, 300, True, "target"),
     "confirm": Verb(TargetSide, TargetSide.confirm, 60, True, "target"),
     "target_take_over": Verb(TargetSide, TargetSide.take_over, 960, False, "target"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from migrate.warm import warm
 
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
+_DRAIN_S = 60.0  # for how long a move waits for memory that is being filled in
 _SEEN_S = 5.0  # what a file system that hosts share may take to show it
 
 
@@ -39,6 +41,7 @@ class TargetSide(Side):
     _released = False
     _confirmed = False
     _taken_over = False
+    _drain_fd: int | None = None  # where the runtime tells that all memory is there
     _waiting = ""  # the move of another agent here that waits for a verdict
 
     def prepare(
@@ -136,7 +139,12 @@ class TargetSide(Side):
         if pre_copy:
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
             arguments.append("--wipe")
-        self._start_hold(arguments, flags).event("ready", _HOLD_READY_S)
+        self._drain_fd, theirs = os.pipe()
+        try:
+            held = self._start_hold([*arguments, "--drained-fd", str(theirs)], flags, (theirs,))
+        finally:
+            os.close(theirs)
+        held.event("ready", _HOLD_READY_S)
         if self._network is not None:
             self._find_joints()
             if len(self._joints) != len(self._network.interfaces):
@@ -187,6 +195,31 @@ class TargetSide(Side):
             # Who held it ended after it had let go.
         self._ran(word)
         return {"frames": given}
+
+    def drained(self) -> dict[str, Any]:
+        """Wait until the container has all of the memory that was sent before, and say how that went; {} where it had it at once.
+
+        "filling" says that it takes longer than one waits for, "failed" that it was killed for it, and why.
+        """
+        if not self._released:
+            raise ProtocolError("the container was not released here")
+        if self._drain_fd is None:
+            return {}
+        try:
+            if not select.select([self._drain_fd], [], [], _DRAIN_S)[0]:
+                return {"filling": True}
+            if line := os.read(self._drain_fd, 1 << 16):
+                told: dict[str, Any] = json.loads(line)
+                return told
+        finally:
+            self._close_drain()
+        failure = (command.state(self._container) or {}).get("annotations", {}).get("ferry.failure")
+        return {"failed": failure} if failure else {}
+
+    def _close_drain(self) -> None:
+        if self._drain_fd is not None:
+            os.close(self._drain_fd)
+            self._drain_fd = None
 
     def deliver(self, frames: Any) -> dict[str, Any]:
         """Give the container, which runs here, what has come for it on the source. Returns how many frames it was given."""
@@ -246,6 +279,7 @@ class TargetSide(Side):
         if self._id is None:
             return
         self.abort()
+        self._close_drain()
         state = command.state(self._container)
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)

@@ -49,7 +49,8 @@ def run(request: Request, dry_run: bool, as_json: bool, shown: str) -> int:
         for error in report.undo_errors:
             click.echo(f"migrate: left to do: {error}", err=True)
         click.echo(sentence(report), err=report.outcome != Outcome.COMPLETED)
-    return EXIT_CODES[report.outcome]
+    # A move can be over, and the container lost after it.
+    return EXIT_CODES[report.outcome] or (1 if report.error is not None else 0)
 
 
 def _words(plan: Plan) -> str:

@@ -46,6 +46,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--from", "base", type=_PATH, metavar="IMAGE", help="With --import: the base image (archive, layout, tarball).")
 @click.option("--verify-key", type=_PATH, metavar="FILE", help="With --import: refuse what none of these keys has signed.")
 @click.option("--wipe", is_flag=True, help="Destroy the images when they are not needed any more.")
+@click.option("--drained-fd", type=int, help="Descriptor that a line of JSON goes to when all memory of a lazy restore is there.")
 @click.option("--no-subreaper", is_flag=True, help="Accepted; nothing is reaped here but the container itself.")
 @click.argument("container_id")
 @click.pass_obj
@@ -67,6 +68,7 @@ def command(
     detach: bool,
     no_subreaper: bool,
     wipe: bool,
+    drained_fd: int | None,
     archive: Path | None,
     base: Path | None,
     verify_key: Path | None,
@@ -78,6 +80,7 @@ def command(
         options = RestoreOptions(
             **criu_values(image_path, work_path, flags),
             preserve_fds=preserve_fds,
+            drained_fd=drained_fd,
             config_file=config_file,
             systemd_cgroup=g.systemd_cgroup,
             debug=g.debug,

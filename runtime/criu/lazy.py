@@ -15,6 +15,7 @@ Source: userfaultfd(2); CRIU's criu/uffd.c.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -29,7 +30,7 @@ from runtime.criu import advice, binary
 from runtime.criu.follow import wanted_of
 from runtime.criu.request import LAZY_LOG
 from runtime.errors import ContainerError, CriuError
-from runtime.files import close_all
+from runtime.files import close_all, write_all
 from runtime.linux import sockdiag
 from runtime.linux.process import KCMP_FILE, kcmp, pidfd_getfd, pidfd_open, set_name, spare_from_oom
 from runtime.memory.filler import Filler
@@ -91,7 +92,7 @@ class OwnDaemon:
         self._image_path, self._work_path, self._passes = image_path, work_path, passes
 
     def start(self, status: int) -> Daemon:
-        """Start it, as CriuDaemon does."""
+        """Start it, as CriuDaemon does; in the end it tells `status` how it went, as JSON."""
         return _Forked(lambda: self._serve(status))
 
     def _serve(self, status: int) -> None:
@@ -103,7 +104,8 @@ class OwnDaemon:
                 self._passes.look()
                 wanted = wanted_of(self._image_path)
                 os.write(status, b"\0")
-                Filler(listener, self._passes, lambda number: wanted.get(number, [])).run()
+                told = Filler(listener, self._passes, lambda number: wanted.get(number, [])).run()
+                os.write(status, json.dumps(told).encode())
         except (ContainerError, OSError) as e:
             Path(LAZY_LOG).write_text(f"Error (memory): {e}\n")
             raise
@@ -147,7 +149,8 @@ class _Forked:
 class LazyPages:
     """The daemon of one restore, and its supervisor.
 
-    `failed` is called in the supervisor when the daemon ends before all memory is there; `drained` when it is.
+    `failed` is called in the supervisor when the daemon ends before all memory is there; `drained` when it is. Then a line of
+    JSON goes to `report_fd`, which this owns: its end without one means that it failed, or that nothing was lazy.
     """
 
     def __init__(
@@ -156,10 +159,11 @@ class LazyPages:
         work_path: Path,
         failed: Callable[[str], None],
         drained: Callable[[], None],
+        report_fd: int | None = None,
     ) -> None:
         self._daemon = daemon
         self._log = work_path / LAZY_LOG
-        self._failed, self._drained = failed, drained
+        self._failed, self._drained, self._report_fd = failed, drained, report_fd
         self._sock: socket.socket | None = None
 
     def start(self) -> None:
@@ -174,6 +178,8 @@ class LazyPages:
                 self._supervise(theirs)
             os._exit(0)
         theirs.close()
+        if self._report_fd is not None:
+            os.close(self._report_fd)
         os.waitpid(middle, 0)
         self._sock.settimeout(_READY_TIMEOUT_S)
         try:
@@ -231,8 +237,11 @@ class LazyPages:
             set_name(NAME)
             spare_from_oom()
             # Locks, the control descriptor, CRIU's socket: whoever waits for their ends is not to wait for the drain.
-            os.closerange(3, sock.fileno())
-            os.closerange(sock.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            before = 3
+            for fd in sorted({sock.fileno(), sock.fileno() if self._report_fd is None else self._report_fd}):
+                os.closerange(before, fd)
+                before = fd + 1
+            os.closerange(before, os.sysconf("SC_OPEN_MAX"))
             null = os.open("/dev/null", os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
@@ -277,6 +286,10 @@ class LazyPages:
                     daemon.kill()
             _follow_descriptors(daemon.pid, kept or {})
         if daemon.returncode == 0:
+            if self._report_fd is not None:
+                with contextlib.suppress(OSError):  # nobody wants to know any more
+                    write_all(self._report_fd, (os.read(ready, 1 << 16) or b"{}") + b"\n")
+                os.close(self._report_fd)
             # The verb, too, must have done with the images, and the container be there for good.
             with contextlib.suppress(OSError):
                 if sock.recv(1) == _KEPT:

@@ -87,4 +87,5 @@ class RestoreOptions(CriuOptions):
     lsm_profile: str | None = None
     lsm_mount_context: str | None = None
     preserve_fds: int = 0
+    drained_fd: int | None = None  # told when all memory of a lazy restore is there
     systemd_cgroup: bool = False

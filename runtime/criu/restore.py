@@ -71,6 +71,11 @@ def restore(
             os.set_inheritable(fd, False)
         except OSError as e:
             raise UsageError(f"--preserve-fds {options.preserve_fds}: descriptor {fd} is not open") from e
+    if options.drained_fd is not None:
+        try:
+            os.set_inheritable(options.drained_fd, False)
+        except OSError as e:
+            raise UsageError(f"--drained-fd {options.drained_fd} is not open") from e
     layout = host_layout()
     scope = systemd_scope(spec, container_id) if options.systemd_cgroup else None
     manager = Manager(layout, container_paths(layout, cgroups_path(spec, scope), container_id))
@@ -230,7 +235,7 @@ def _lazy_pages(
         if wipe:
             images.wipe(options.image_path)
 
-    lazy = LazyPages(daemon, options.work_path, failed, drained)
+    lazy = LazyPages(daemon, options.work_path, failed, drained, options.drained_fd)
     try:
         yield lazy
     finally:

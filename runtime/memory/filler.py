@@ -22,6 +22,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from runtime.errors import ContainerError
 from runtime.linux import userfaultfd
@@ -69,9 +70,14 @@ class Filler:
         self._client: socket.socket | None = None
         self._received, self._fds = b"", array.array("i")
         self._finished = False
+        self._pages = self._waited_for = 0
 
-    def run(self) -> None:
-        """Go on until all memory is where it belongs. Raises: ContainerError, OSError: then it never will be."""
+    def run(self) -> dict[str, Any]:
+        """Go on until all memory is where it belongs. Raises: ContainerError, OSError: then it never will be.
+
+        Returns how many pages there were, how often a process waited for one, and for how long it went on ("seconds").
+        """
+        started = time.monotonic()
         self._client, _ = self._listener.accept()
         self._poll.register(self._client, select.POLLIN)
         while not self._finished or self._processes:
@@ -86,6 +92,7 @@ class Filler:
                 self._serve(process)
             if self._finished and not ready and self._processes:
                 self._go_on(next(iter(self._processes.values())))
+        return {"pages": self._pages, "waited_for": self._waited_for, "seconds": time.monotonic() - started}
 
     def _waiting(self) -> list[_Process]:
         return [p for p in self._processes.values() if p.waited_for]
@@ -120,6 +127,7 @@ class Filler:
         missing = sum(b - a for a, b in spans) // PAGE_BYTES - count(pieces)
         if missing:
             raise ContainerError(f"{missing} pages of process {number} are in no pass", hint="the images are not whole")
+        self._pages += count(pieces)
         self._add(_Process(fd, pieces))
 
     def _add(self, process: _Process) -> None:
@@ -167,6 +175,7 @@ class Filler:
                 done = self._copy(process, address, found[2], min(found[1] - address, _AROUND_FAULT_BYTES)) > 0
             if done:
                 process.waited_for.discard(address)
+                self._waited_for += 1
 
     def _zero(self, process: _Process, address: int) -> bool:
         try:

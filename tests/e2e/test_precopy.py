@@ -42,6 +42,7 @@ def test_there_and_back_at_once(memory: Bed) -> None:
     passes, last = report["details"]["precopy"]["memory"], report["details"]["freeze"]["pages"]
     assert passes[0]["content_bytes"] > _MIB << 20 and passes[0]["left_out"] == []
     assert last["content_bytes"] < 16 << 20 and last["late_pages"] < 256, last
+    assert report["details"]["finish"]["drain"]["pages"] > _MIB * 256
     # Its memory may still be on its way in: the next move waits for that.
     bed.move("host2", NAME, "host1", "--pre-copy", "always")
     ask(bed, "host1", 2)

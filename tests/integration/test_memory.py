@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -289,9 +290,7 @@ def test_no_memory_at_all(oci: Oci, sent: Memory, place: Path) -> None:
 
 def test_the_filling_dies(oci: Oci, sent: Memory, place: Path) -> None:
     """Its memory is not whole: it is killed, and never runs on with zeros."""
-    argv = oci.argv("restore", "--detach", "--image-path", place, "--bundle", sent.bundle, "c")
-    # Kept from filling: in a cgroup that stands still it would be the same, but this one is its parent's.
-    process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null)
+    told, process = _restoring(oci, sent, place)
     deadline = time.monotonic() + 30
     daemon = None
     while daemon is None and time.monotonic() < deadline:
@@ -299,8 +298,28 @@ def test_the_filling_dies(oci: Oci, sent: Memory, place: Path) -> None:
     assert daemon is not None
     os.kill(daemon, signal.SIGKILL)
     process.wait(60)
+    assert told.read() == b"", "it says that all is there"
     if "does not exist" not in oci.run("state", "c").stderr:
         wait_for(lambda: oci.status("c") == "stopped", "the end")
+
+
+def test_it_is_told_when_all_is_there(oci: Oci, sent: Memory, place: Path) -> None:
+    told, process = _restoring(oci, sent, place)
+    assert process.wait(60) == 0
+    said = json.loads(told.read())
+    assert said["pages"] > 16 * 256 and said["seconds"] > 0 and said["waited_for"] >= 0
+    sent.ask()
+
+
+def _restoring(oci: Oci, sent: Memory, place: Path) -> tuple[BinaryIO, subprocess.Popen[bytes]]:
+    """Begin a restore; return what is told of its memory."""
+    ours, theirs = os.pipe()
+    argv = oci.argv("restore", "--detach", "--image-path", place, "--bundle", sent.bundle, "--drained-fd", str(theirs), "c")
+    process = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, pass_fds=(theirs,))
+    os.close(theirs)
+    told = os.fdopen(ours, "rb")
+    oci.at_end.append(told.close)
+    return told, process
 
 
 def _filler(place: Path) -> int | None:

@@ -132,3 +132,23 @@ def test_what_a_host_tells_of_its_part() -> None:
     assert timeline.spans[-1].name == "fails"
     timeline.take([["much", 0, 0]] * 10_000, "source", began)
     assert len(timeline.spans) <= 500
+
+
+def test_how_its_memory_came_in() -> None:
+    def told(drain: object) -> str:
+        return tell({**report(), "details": {"finish": {"drain": drain}}}).filled_in
+
+    words = told({"pages": 25600, "waited_for": 12, "seconds": 0.25})
+    assert words == "memory filled in while it ran: 100.0 MiB in 0.25 s; 12 times it waited for some"
+    assert words in lines(
+        tell({**report(), "details": {"finish": {"drain": {"pages": 25600, "waited_for": 12, "seconds": 0.25}}}})
+    )
+    assert "still being filled in" in told({"filling": True})
+    for other in ({}, [], None, {"pages": "many"}, {"pages": 1}, {"failed": "it was killed"}):
+        assert told(other) == ""
+
+
+def test_a_container_that_was_lost_after_it_had_been_moved() -> None:
+    error = {"kind": "MemoryLost", "code": "memory-lost", "message": "c was killed on host2: no memory", "hint": None}
+    story = tell({**report(), "outcome": "COMPLETED", "resolution": "", "error": error})
+    assert "runs no more" in story.sentence and story.errors == ("c was killed on host2: no memory",)
