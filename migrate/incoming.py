@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ import xxhash
 
 from migrate.errors import ProtocolError, TransferFailed
 from migrate.outlet import Unpacker
-from migrate.rootfs import DIRECTORY, opened_parent
+from migrate.rootfs import DIRECTORY, open_regular, opened_parent
 from migrate.wire import PIECE_BYTES, Wire
 from migrate.wire_pb2 import Entry, Segment
 
@@ -78,7 +79,8 @@ class TreeReceiver:
                 self._remove(parent, name)
             self._directories.pop(entry.path, None)
             return
-        if self._flat and (b"/" in entry.path or not stat.S_ISREG(entry.mode) or entry.hard_link_to):
+        # A pass over the memory may be mapped while the next one comes: what is there is replaced, and never changed.
+        if self._flat and (b"/" in entry.path or not stat.S_ISREG(entry.mode) or entry.hard_link_to or entry.patch):
             raise ProtocolError(f"the other side sent {os.fsdecode(entry.path)!r}, which is no plain file of a checkpoint")
         with opened_parent(self._root_fd, entry.path) as (parent, name):
             self._make(entry, parent, name, wire)
@@ -131,14 +133,15 @@ class TreeReceiver:
 
     def _patch(self, entry: Entry, parent: int, name: bytes, wire: Wire) -> None:
         """Write what is new of a file that came before, and has this name only: another one would show the change, too."""
-        fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        fd = open_regular(name, parent, os.O_WRONLY)
+        if fd is None:
+            raise ProtocolError(f"the other side sent changes to {os.fsdecode(entry.path)!r}, which is no file")
         try:
-            st = os.fstat(fd)
-            if not stat.S_ISREG(st.st_mode) or st.st_nlink != 1:
-                raise ProtocolError(f"the other side sent changes to {os.fsdecode(entry.path)!r}, which is no file of its own")
+            if os.fstat(fd).st_nlink != 1:
+                raise ProtocolError(f"the other side sent changes to {os.fsdecode(entry.path)!r}, which has other names")
             self._content(entry, fd, wire)
             os.ftruncate(fd, entry.size)
-            for attribute in set(os.listxattr(fd)) - set(entry.xattrs):
+            for attribute in _own_attributes(fd) - set(entry.xattrs):
                 os.removexattr(fd, attribute)
         finally:
             os.close(fd)
@@ -208,3 +211,14 @@ class TreeReceiver:
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(fd)
+
+
+def _own_attributes(fd: int) -> set[str]:
+    """Return the extended attributes that are the file's, and not those that the host's security module gives each."""
+    try:
+        names = os.listxattr(fd)
+    except OSError as e:
+        if e.errno == errno.ENOTSUP:
+            return set()
+        raise
+    return {n for n in names if not n.startswith("security.") or n == "security.capability"}

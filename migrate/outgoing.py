@@ -16,21 +16,9 @@ from migrate.blocks import LEAST_FILE_BYTES, Blocks, Extents
 from migrate.errors import TransferFailed
 from migrate.manifest import Item
 from migrate.outlet import Outlet
-from migrate.rootfs import DIRECTORY, opened_parent
+from migrate.rootfs import DIRECTORY, open_regular, opened_parent
 from migrate.wire import PIECE_BYTES
 from migrate.wire_pb2 import EndOfFile, Entry, Frame
-
-
-def _open_regular(name: bytes, parent: int) -> int | None:
-    """Open a file for reading; None when it is no regular file. Raises: OSError."""
-    # To open a device does something already: what this is, is looked at before.
-    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        if not stat.S_ISREG(os.fstat(path_fd).st_mode):
-            return None
-        return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(path_fd)
 
 
 def _extents(fd: int, size: int) -> Extents:
@@ -118,7 +106,7 @@ class TreeSender:
         if not item.is_file:
             self._wire.send(Frame(entry=entry))
             return True
-        fd = _open_regular(name, parent)
+        fd = open_regular(name, parent)
         if fd is None:
             return False  # it was swapped for something else
         try:
@@ -159,6 +147,8 @@ class TreeSender:
         for start, block_end in extents if blocks is None else blocks.around(extents):
             end = min(block_end, entry.size)
             while start < end and (piece := self._read(fd, start, min(PIECE_BYTES, end - start))):
+                if blocks is not None and not entry.patch:
+                    _blank(piece, start, extents)
                 for at, changed in [(start, piece)] if blocks is None else blocks.take(start, piece):
                     # Where something was, zeros are sent, too; where nothing was, holes stay holes.
                     for offset, part in [(at, changed)] if entry.patch else _within(extents, at, changed):
@@ -176,6 +166,15 @@ class TreeSender:
         while got < count and (more := os.preadv(fd, [self._buffer[got:count]], offset + got)):
             got += more
         return self._buffer[:got]
+
+
+def _blank(content: memoryview, offset: int, extents: Extents) -> None:
+    """Make zeros of what has come into a hole since it was one: it is not sent, and must not be taken for what was."""
+    at = 0
+    for start, part in list(_within(extents, offset, content)):
+        content[at : start - offset] = bytes(start - offset - at)
+        at = start - offset + len(part)
+    content[at:] = bytes(len(content) - at)
 
 
 def _within(extents: Extents, offset: int, content: memoryview) -> Iterator[tuple[int, memoryview]]:

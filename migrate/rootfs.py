@@ -125,3 +125,15 @@ def opened_parent(root_fd: int, path: bytes) -> Iterator[tuple[int, bytes]]:
         yield fd, parts[-1]
     finally:
         os.close(fd)
+
+
+def open_regular(name: bytes, parent: int, flags: int = os.O_RDONLY) -> int | None:
+    """Open a file; None when it is no regular file. Raises: OSError."""
+    # To open a device does something already: what this is, is looked at before.
+    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if not stat.S_ISREG(os.fstat(path_fd).st_mode):
+            return None
+        return os.open(f"/proc/self/fd/{path_fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(path_fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -152,28 +152,58 @@ def test_whatever_is_written(root: Path, copies: Copies, seed: int) -> None:
         same(root)
 
 
-def test_while_it_is_written(root: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next time all of it is right, whatever was sent of a file that changed under our hands."""
-    data, r = root / "data", random.Random(3)
+def _meanwhile(m: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Have something happen before each read of a file's content."""
     read = TreeSender._read
 
     def reading(self: TreeSender, fd: int, offset: int, count: int) -> memoryview:
+        happens()
+        return read(self, fd, offset, count)
+
+    m.setattr(TreeSender, "_read", reading)
+
+
+def test_while_it_is_written(root: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next time all of it is right, whatever was sent of a file that changed under our hands."""
+    data, r = root / "data", random.Random(3)
+
+    def change() -> None:
         what = r.randrange(6)
         size = data.stat().st_size
         if what == 0:
             os.truncate(data, r.randrange(2 * MIB, 8 * MIB))
         elif what < 4 and size:
             write(data, r.randrange(size), b"meanwhile")
-        return read(self, fd, offset, count)
 
     for _ in range(8):
         write(data, r.randrange(MIB), b"before")
         with monkeypatch.context() as m:
-            m.setattr(TreeSender, "_read", reading)
+            _meanwhile(m, change)
             copies.send()
         write(data, 0, b"after")
         copies.send()
         same(root)
+
+
+def test_a_hole_that_is_filled_while_it_is_sent(root: Path, copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparse = root / "sparse"
+    with sparse.open("wb") as f:
+        for at in range(0, 4 * MIB, 64 << 10):
+            f.seek(at)
+            f.write(b"x" * 4096)
+        f.truncate(4 * MIB)
+    places = iter(range(8192, 4 * MIB, 64 << 10))
+
+    def fill() -> None:
+        for _ in range(8):
+            if (at := next(places, None)) is not None:
+                write(sparse, at, b"y" * 4096)
+
+    with monkeypatch.context() as m:
+        _meanwhile(m, fill)
+        copies.send()
+    copies.send()
+    same(root)
 
 
 @pytest.mark.parametrize("comes_back", [True, False])
