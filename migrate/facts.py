@@ -99,6 +99,7 @@ class ContainerFacts:
     status: str
     pid: int
     memory_bytes: int
+    shared_bytes: int  # of it what processes share, which the target needs once more for a moment
     bundle: BundleFacts
     moved_by: str  # id of the move that has it now, or ""
     unfinished: str  # id of an earlier move of it that is not over, or ""

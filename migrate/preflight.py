@@ -335,14 +335,15 @@ def _space(container: ContainerFacts, source: HostFacts, target: HostFacts) -> l
     found = []
     bundle = container.bundle
     for host, side in ((source, "source"), (target, "target")):
-        needed = container.memory_bytes + _SLACK_BYTES
+        # On the target what is shared lies there twice for a moment: as it came, and as CRIU takes it.
+        needed = container.memory_bytes + _SLACK_BYTES + (container.shared_bytes if side == "target" else 0)
         if host.images_free_bytes < needed:
             words = (
                 f"{host.hostname} has {host.images_free_bytes // _MIB} MiB free in /run for the images; "
-                f"the container has {container.memory_bytes // _MIB} MiB of memory"
+                f"the container has {container.memory_bytes // _MIB} MiB of memory, {needed // _MIB} MiB are needed"
             )
             found.append(_fail(f"{side}-space-images", words, "enlarge it: mount -o remount,size=... /run"))
-    needed = 2 * container.memory_bytes + _SLACK_BYTES  # the images are memory, too
+    needed = 2 * container.memory_bytes + container.shared_bytes + _SLACK_BYTES  # the images are memory, too
     if target.memory_free_bytes < needed:
         words = (
             f"{target.hostname} has {target.memory_free_bytes // _MIB} MiB of memory free; "

@@ -10,7 +10,7 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -237,6 +237,7 @@ def container_facts(container: str, flags: list[str], wanted: dict[str, str]) ->
         status=document["status"],
         pid=document["pid"],
         memory_bytes=sum(_resident(pid) for pid in pids),
+        shared_bytes=_shared(pids),
         bundle=bundle_facts(bundle, Path(document["rootfs"]), set(pids)),
         moved_by=_moved_by(container),
         unfinished=next((r.migration_id for r in records.unfinished() if r.container == container and r.role == "source"), ""),
@@ -434,6 +435,19 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Say whether the files of one container are, or lie in, those of the other."""
     pairs = [(a[x], b[y]) for a, b in ((one, other), (other, one)) for x in ("bundle", "rootfs") for y in ("bundle", "rootfs")]
     return any(a == b or str(a).startswith(f"{b}/") for a, b in pairs)
+
+
+def _shared(pids: Iterable[int]) -> int:
+    """Return how much memory processes share that is no file's, in bytes."""
+    found: dict[tuple[str, str], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").split("\n"):
+                fields = line.split(None, 5)
+                if len(fields) > 5 and fields[1][3] == "s" and fields[5].startswith(("/dev/zero (", "/SYSV", "/memfd:")):
+                    start, end = (int(n, 16) for n in fields[0].split("-"))
+                    found[fields[3], fields[4]] = os.stat(f"/proc/{pid}/map_files/{start:x}-{end:x}").st_blocks * 512
+    return sum(found.values())
 
 
 def _resident(pid: int) -> int:

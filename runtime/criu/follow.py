@@ -39,7 +39,7 @@ from runtime.linux.procfs import number_inside
 from runtime.memory import spans
 from runtime.memory.records import MAX_ADDRESS
 from runtime.memory.sender import Sender
-from runtime.memory.shared import Shared
+from runtime.memory.shared import Shared, mapped
 from runtime.memory.spans import Span
 from runtime.memory.tracker import Process, Tracker, writes_unseen
 
@@ -67,7 +67,6 @@ class Follow:
             os.waitpid(self._child, 0)
             self._child = 0
         self._tracker.close()
-        self._shared.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -77,7 +76,6 @@ class Follow:
         started = time.monotonic()
         pids = self._pids()
         self._tracker.refresh(pids)
-        self._shared.refresh(pids)
         try:
             for process in list(self._tracker.processes.values()):
                 try:
@@ -86,7 +84,7 @@ class Follow:
                     if e.errno not in _GONE:
                         raise
                     self._tracker.forget(process.pid)
-            self._shared.send(self._sender)
+            self._shared.send(mapped(pids), self._sender)
             sent = self._sender.end()
         except OSError as e:
             raise _failed(e) from e
@@ -107,7 +105,9 @@ class Follow:
     def begin_last(self) -> None:
         """Begin to send what changed since the last pass, while the processes stand still. Raises: ContainerError."""
         started = time.monotonic()
-        self._tracker.keep(self._pids())
+        pids = self._pids()
+        self._tracker.keep(pids)
+        places = mapped(pids)  # before CRIU maps some for itself
         changed: list[tuple[Process, list[Span]]] = []
         for process in list(self._tracker.processes.values()):
             try:
@@ -131,8 +131,8 @@ class Follow:
             missing = {process.pid: self._sender.send(process.pid, process.number, runs) for process, runs in changed}
             # What cannot be trusted to be what was sent is missing, too.
             missing |= {p.pid: [(0, MAX_ADDRESS)] for p, _ in changed if writes_unseen(p.pid)}
-            self._shared.send(self._sender)
-            shared = {inode: segment.sent for inode, segment in self._shared.segments.items()}
+            self._shared.send(places, self._sender)
+            shared = {inode: [segment.number, segment.sent] for inode, segment in self._shared.segments.items()}
             told = [self._sender.pages, self._sender.written_bytes, [[p, a, b] for p, m in missing.items() for a, b in m], shared]
             write_all(theirs, json.dumps(told).encode())
         finally:
@@ -163,7 +163,7 @@ class Follow:
             raise ContainerError(f"the images tell of a process {e} that is not there") from e
         except OSError as e:
             raise _failed(e) from e
-        sharedmem.leave_out(image_path, {int(i): (self._shared.segments[int(i)].number, runs) for i, runs in shared.items()})
+        sharedmem.leave_out(image_path, {int(inode): (number, runs) for inode, (number, runs) in shared.items()})
         return {
             "pages": pages + late.pages,
             "late_pages": late.pages,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.criu.request import NOTES_FILE, STDIO_FILE
+from runtime.criu.request import NOTES_FILE, SHARED_FILE, STDIO_FILE
 from runtime.errors import KernelError, NotFound, SpecError
 from runtime.spec.config import Spec
 
@@ -46,7 +46,7 @@ def clear(path: Path) -> None:
     Raises: KernelError.
     """
     try:
-        for entry in (*path.glob("*.img"), *path.glob("stats-*"), path / "parent"):
+        for entry in (*path.glob("*.img"), *path.glob("stats-*"), path / "parent", path / SHARED_FILE):
             if entry.is_symlink() or entry.is_file():
                 entry.unlink()
     except OSError as e:

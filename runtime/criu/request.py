@@ -12,6 +12,7 @@ from runtime.linux.const import NAMESPACES
 from runtime.values import Value, replace
 
 STDIO_FILE, NOTES_FILE = "descriptors.json", "ferry.json"
+SHARED_FILE = "memory-shared.json"
 DUMP_LOG, RESTORE_LOG, LAZY_LOG = "dump.log", "restore.log", "lazy-pages.log"
 CPU_FILE = "cpuinfo.img"
 # Instructions that the source had must be there; more may.

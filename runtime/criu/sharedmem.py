@@ -13,33 +13,35 @@ from pathlib import Path
 
 from runtime.criu import pagemap
 from runtime.criu.pagemap import PARENT, PRESENT
+from runtime.criu.request import SHARED_FILE
 from runtime.errors import ContainerError
 from runtime.files import owners_alone, write_all
 from runtime.memory import spans
 from runtime.memory.passes import Passes
 from runtime.memory.spans import Span
 
-_NOTE = "memory-shared.json"
-
 
 def leave_out(image_path: Path, sent: Mapping[int, tuple[int, Sequence[Span]]]) -> None:
     """Take out of the images what was sent: of each inode its number in the records, and its runs (offsets).
 
-    What is not there as a whole stays as CRIU has written it. Raises: ContainerError when an image is damaged.
+    What is not there as a whole stays as CRIU has written it. Raises: ContainerError for an image that is damaged, or in the way.
     """
     left_out: dict[int, int] = {}
-    for inode, (number, runs) in sent.items():
-        path = image_path / _image(inode)
-        if not path.is_file():
-            continue
-        pages_id, entries = pagemap.load(path)
-        wanted = spans.union((e.start, e.end) for e in entries)
-        if any(e.flags & PARENT for e in entries) or spans.minus(wanted, spans.union((a, b) for a, b in runs)):
-            continue
-        left_out[inode] = number
-        _pages(image_path, pages_id).unlink()
-    if left_out:
-        (image_path / _NOTE).write_text(json.dumps(left_out))
+    try:
+        for inode, (number, runs) in sent.items():
+            path = image_path / _image(inode)
+            if not path.is_file():
+                continue
+            pages_id, entries = pagemap.load(path)
+            wanted = spans.union((e.start, e.end) for e in entries)
+            if any(e.flags & PARENT for e in entries) or spans.minus(wanted, spans.union((a, b) for a, b in runs)):
+                continue
+            left_out[inode] = number
+            _pages(image_path, pages_id).unlink()
+        if left_out:
+            (image_path / SHARED_FILE).write_text(json.dumps(left_out))
+    except OSError as e:
+        raise ContainerError(f"cannot take shared memory out of the images in {image_path}: {e.strerror}") from e
 
 
 def rebuild(image_path: Path, passes: Passes) -> None:
@@ -48,7 +50,10 @@ def rebuild(image_path: Path, passes: Passes) -> None:
     Raises: ContainerError when a pass is damaged, or something is in none of them.
     """
     for inode, number in _left_out(image_path).items():
-        pages_id, entries = pagemap.load(image_path / _image(inode))
+        try:
+            pages_id, entries = pagemap.load(image_path / _image(inode))
+        except OSError as e:
+            raise ContainerError(f"{image_path / _image(inode)}: {e.strerror}", hint="the images are not whole") from e
         path = _pages(image_path, pages_id)
         if path.exists():
             continue
@@ -69,12 +74,12 @@ def rebuild(image_path: Path, passes: Passes) -> None:
 
 def _left_out(image_path: Path) -> dict[int, int]:
     try:
-        note = json.loads((image_path / _NOTE).read_text())
+        note = json.loads((image_path / SHARED_FILE).read_text())
         return {int(inode): int(number) for inode, number in note.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as e:
-        raise ContainerError(f"{image_path / _NOTE} cannot be read: {e}", hint="the images are not whole") from e
+        raise ContainerError(f"{image_path / SHARED_FILE} cannot be read: {e}", hint="the images are not whole") from e
 
 
 def _image(inode: int) -> str:

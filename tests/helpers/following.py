@@ -59,6 +59,7 @@ class Following:
     def say(self, word: str, *expected: str) -> dict[str, Any]:
         """Say a word; return the last of the events that must follow."""
         self._sock.sendall(word.encode() + b"\n")
+        event: dict[str, Any] = {}
         for name in expected:
             event = self.event()
             assert event["event"] == name, event

@@ -137,3 +137,20 @@ def test_a_pass_that_is_lost(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> 
     assert failed.returncode != 0
     assert "is in no pass" in failed.stderr or "are in no pass" in failed.stderr, failed.stderr
     assert oci.run("state", "c").returncode != 0
+
+
+def test_another_checkpoint_in_the_same_place(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    """Nothing of the first one is taken for a part of it."""
+    sharing = Sharing(oci, bundles)
+    images = tmp_path / "images"
+    following = Following(oci, images, tmp_path / "there")
+    following.say("pass", "passed")
+    following.to_the_hold()
+    assert (images / "memory-shared.json").exists()
+    following.say("abort")
+    following.close()
+    sharing.ask()
+    oci.ok("checkpoint", "--image-path", images, "c")
+    assert not (images / "memory-shared.json").exists()
+    oci.ok("restore", "--detach", "--image-path", images, "--bundle", sharing.bundle, "c", stdout=null, stderr=null)
+    sharing.ask()
