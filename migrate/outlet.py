@@ -39,8 +39,9 @@ class Choice:
 
     WARM_UP, TRIAL, HOLD = 16 << 20, 8 << 20, 192 << 20
 
-    def __init__(self, mode: Compress) -> None:
-        self._mode = mode
+    def __init__(self, mode: Compress, connections: int = 1) -> None:
+        self.mode = mode
+        self.WARM_UP, self.TRIAL = self.WARM_UP * connections, self.TRIAL * connections
         self.packs = mode == Compress.ZSTD
         self._left = self.WARM_UP
         self._trial = ""  # which of the two is being measured
@@ -49,7 +50,7 @@ class Choice:
 
     def took(self, count: int, seconds: float) -> None:
         """Tell what it took to send so much."""
-        if self._mode != Compress.AUTO:
+        if self.mode != Compress.AUTO:
             return
         self._bytes += count
         self._seconds += seconds
@@ -79,24 +80,28 @@ class Pace:
     """
 
     def __init__(
-        self, rate: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+        self,
+        rate: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        free: int = _MEASURED_BYTES,
     ) -> None:
-        self._rate, self._clock, self._sleep = rate, clock, sleep
+        self.rate, self._clock, self._sleep = rate, clock, sleep
         self._due = clock()
-        self.free = min(_MEASURED_BYTES, int(rate * _MOST_DEBT_S)) if rate else 0
+        self.free = min(free, int(rate * _MOST_DEBT_S)) if rate else 0
         self._sent = 0
 
     def lift(self) -> None:
         """From here on anything goes."""
-        self._rate = 0.0
+        self.rate = 0.0
 
     def sent(self, count: int) -> None:
         """Wait until more may be sent."""
-        if not self._rate:
+        if not self.rate:
             return
         now = self._clock()
         self._sent += count
-        self._due = max(self._due, now - _BURST_S) + count / self._rate
+        self._due = max(self._due, now - _BURST_S) + count / self.rate
         if self._due > now and self._sent > self.free:
             self._sleep(self._due - now)
 
@@ -108,7 +113,14 @@ class Outlet:
         self.wire = wire
         self._pace, self._choice = Pace(bandwidth_limit), Choice(compress)
         self._packer = zstandard.ZstdCompressor(level=_LEVEL)
+        self._buffered = _BUFFERED_BYTES
         self._sent, self._measured, self._seconds = 0, 0, 0.0
+
+    def widen(self, connections: int) -> None:
+        """From here on it goes out over so many connections, each with buffers of its own; nothing was sent before."""
+        self._buffered = _BUFFERED_BYTES * connections
+        self._pace = Pace(self._pace.rate, free=_MEASURED_BYTES * connections)
+        self._choice = Choice(self._choice.mode, connections)
 
     def hurry(self) -> None:
         """From here on somebody waits: there is no limit any more."""
@@ -133,7 +145,7 @@ class Outlet:
         self.wire.send(Frame(segment=Segment(offset=offset, length=len(piece), packed=data is not piece)))
         self.wire.send_raw(memoryview(data))
         self._sent += len(data)
-        if _BUFFERED_BYTES < self._sent <= self._pace.free:
+        if self._buffered < self._sent <= self._pace.free:
             self._measured += len(piece)
             self._seconds += time.monotonic() - started
         # With a limit, what is smaller is sooner there, whatever the link carries.

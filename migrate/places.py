@@ -3,6 +3,7 @@
 /run/ferry/migrate/ID/        of a move under way, on both hosts: 0700, on tmpfs, gone at its end
     images/                   the checkpoint
     data                      on the source: socket of a data connection that goes through the coordinator
+    lanes                     on the target: socket for further data connections
     waiting, verdict          on the target: it is prepared, its coordinator is gone, and this is what became of it
     stop                      on the source: `migrate abort` was here
 /run/ferry/migrate/locks/     one file for each container that is being moved

@@ -6,7 +6,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Shipper:
         self._outlet = Outlet(self._wire, compress, bandwidth_limit)
         self._stream.timeout_s = _ANSWER_TIMEOUT_S
         self._calls = 0
-        self._lanes: tuple[ProcessStream, ...] = ()
+        self._lanes: list[ProcessStream] = []
         try:
             greet(self._wire, name, self._stream.noise)
         except BaseException:
@@ -106,18 +106,20 @@ class Shipper:
         self._call(verb, arguments)
         return self._answer()
 
-    def widen(self, lanes: Sequence[ProcessStream], migration_id: str) -> None:
-        """Send over these connections, too; they are closed with the first one. Raises: MigrateError."""
-        if not lanes:
+    def widen(self, argv: list[str], name: str, count: int, migration_id: str) -> None:
+        """Send over more connections, too, which this command makes; they are closed with the first. Raises: MigrateError."""
+        if not count:
             return
-        self._lanes = tuple(lanes)
-        for number, lane in enumerate(lanes, 1):
+        for _ in range(count):
+            self._lanes.append(ProcessStream(argv, name))
+        for number, lane in enumerate(self._lanes, 1):
             lane.timeout_s = _ANSWER_TIMEOUT_S
             wire = Wire(lane)
             greet(wire, "the target", lane.noise)
             ask(wire, 1, "lane", {"migration_id": migration_id, "number": number}, "the target")
-        self.call("widen", {"count": len(lanes)})
-        self._wire.stream = Sending((self._stream, *lanes))
+        self.call("widen", {"count": count})
+        self._wire.stream = Sending((self._stream, *self._lanes))
+        self._outlet.widen(1 + count)
 
     def send_tree(
         self,
@@ -126,11 +128,12 @@ class Shipper:
         on_progress: OnProgress,
         mapped: Collection[Inode] = (),
         opened: Collection[Inode] = (),
+        patches: bool = True,
     ) -> Shipped:
         """Make the target's copy of a tree equal to what it is now; from the second time on only differences go.
 
-        Of large files these are changed blocks. What is `mapped` may be written to without a trace, and is gone through in any
-        case; what is `opened` is looked at again.
+        With `patches` these are changed blocks of large files. What is `mapped` may be written to without a trace, and is gone
+        through in any case; what is `opened` is looked at again.
 
         Raises: TransferFailed, ConnectionLost; the target says why it cannot write.
         """
@@ -159,7 +162,7 @@ class Shipper:
 
         # Should this fail, it is not known what the target has.
         del self._known[target_root]
-        blocks = self._blocks.pop(target_root, {})
+        blocks = self._blocks.pop(target_root, {}) if patches else {}
         sender = TreeSender(self._outlet, tree.root, on_bytes, blocks)
         try:
             for path in difference.remove:

@@ -179,7 +179,7 @@ class SourceSide(SourceNetwork):
         """Connect to the target's second agent. `sending` is how what goes there is sent."""
         argv, what = self._connection(address, remote_command), f"the data connection to {name}"
         self._attach(ProcessStream(argv, what), name, sending)
-        self._data().widen([ProcessStream(argv, what) for _ in range(1, int(sending["parallel"]))], self._migration())
+        self._data().widen(argv, what, int(sending["parallel"]) - 1, self._migration())
 
     def listen_data(self) -> None:
         """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
@@ -370,7 +370,7 @@ class SourceSide(SourceNetwork):
     def ship_images(self) -> dict[str, Any]:
         """Send the rest of the checkpoint: all but its memory."""
         images = places.images(self._migration())
-        return self._told(self._data().send_tree(Tree(images, watched=False), str(images), self._progress()))
+        return self._told(self._data().send_tree(Tree(images, watched=False), str(images), self._progress(), patches=False))
 
     def decide(self) -> dict[str, Any]:
         """Write the decision to commit; it is on disk when this returns. Raises: OSError; whether it is, is then not known.
