@@ -50,11 +50,12 @@ def load(address: str, rate: int) -> dict[str, list[tuple[float, float]]]:
         if process.poll() is not None:
             break
         time.sleep(0.05)
-    if process.poll() is not None or any("abort" in line for line in said):
-        sys.exit(f"pgbench: {''.join(said[-5:])}")
+    failed = process.poll() is not None
     process.terminate()
     process.wait()
     thread.join()
+    if failed or any("abort" in line for line in said):
+        sys.exit(f"pgbench: {''.join(said[-5:])}")
     return {"seen": seen}
 
 

@@ -79,6 +79,10 @@ class Served:
     def __init__(self, bed: Bed, tool: str, load: Load) -> None:
         self._bed, self._tool, self._load = bed, tool, load
         self._clients: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self) -> None:
+        """Start all of it; `end` is to be called also when this fails."""
+        bed, tool, load = self._bed, self._tool, self._load
         bridged.attach(bed, "host1")
         if tool == "podman":
             self._start_podman()
@@ -200,6 +204,7 @@ def measure(bed: Bed, tool: str, load: Load) -> dict[str, Any]:
     """Move once; return what was seen of it."""
     served = Served(bed, tool, load)
     try:
+        served.start()
         if tool == "floor":
             time.sleep(3)
             script = ROOT / "tests/bench/floor.py"
