@@ -82,7 +82,7 @@ bench-checkpoint: setup
 bench-served: setup
 	@scripts/install-packages --tests
 	@scripts/install-python --bench
-	@$(bin)/python tests/bench/served.py
+	@$(bin)/python tests/bench/served.py --plot docs/served.svg
 
 wire:
 	$(bin)/python -m grpc_tools.protoc -Imigrate --python_out=migrate --pyi_out=migrate migrate/wire.proto

@@ -14,7 +14,7 @@ checks that no answer is lost or repeated; the bytes are those that the switch c
 client who writes as fast as he is answered (rate `max`), or as fast as he was told. The floor is CRIU's dump and its restore of the same
 server on one host, without copying anything, plus the line's time for what `migrate` had to send in the freeze.
 
-    served.py [--rounds N] [--tools ferry,runc,podman,floor] [--loads redis:64:1000,postgres:10:100] [--json FILE]
+    served.py [--rounds N] [--tools ferry,runc,podman,floor] [--loads redis:64:1000,postgres:10:100] [--json FILE] [--plot FILE]
 
 servers.py says what loads there are.
 """
@@ -38,6 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.plot import draw  # noqa: E402
 from tests.bench.servers import Load  # noqa: E402
 from tests.helpers import bridged  # noqa: E402
 from tests.helpers.bed import BUNDLES, Bed  # noqa: E402
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--tools", default="ferry,runc,podman,floor")
     parser.add_argument("--loads", default=LOADS)
     parser.add_argument("--json", type=Path, help="write all that was measured")
+    parser.add_argument("--plot", type=Path, help="draw the downtimes (SVG)")
     arguments = parser.parse_args()
     bed = Bed("served")
     bed.up()
@@ -308,6 +310,8 @@ def main() -> None:
         bed.down()
         if arguments.json:
             arguments.json.write_text(json.dumps(found))
+    if arguments.plot:
+        draw(found, arguments.plot)
     rows = told(found)
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     for row in rows:
