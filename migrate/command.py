@@ -19,7 +19,7 @@ from typing import Any
 
 from migrate.errors import RuntimeFailed
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S, _CHECK_S = 60.0, 270.0
 _NOT_READY = 4  # exit status of `runtime checkpoint --check`
 
 
@@ -64,7 +64,8 @@ def state(container: str) -> dict[str, Any] | None:
 
 def check(container: str, flags: list[str]) -> list[dict[str, str]]:
     """Return what would stand in the way of a checkpoint, as the runtime finds it. Raises: RuntimeFailed."""
-    found: list[dict[str, str]] = json.loads(run("checkpoint", "--check", "--json", *flags, container, ok=(0, _NOT_READY)))
+    arguments = ("checkpoint", "--check", "--json", *flags, container)
+    found: list[dict[str, str]] = json.loads(run(*arguments, timeout_s=_CHECK_S, ok=(0, _NOT_READY)))
     return found
 
 

@@ -31,8 +31,8 @@ class Verb:
 VERBS: dict[str, Verb] = {
     # of any host
     "ping": Verb(HostSide, HostSide.ping, 15, True),
-    "facts": Verb(HostSide, HostSide.facts, 60, True),
-    "container": Verb(HostSide, HostSide.container, 120, True),
+    "facts": Verb(HostSide, HostSide.facts, 180, True),
+    "container": Verb(HostSide, HostSide.container, 300, True),
     "list": Verb(HostSide, HostSide.containers, 60, True),
     "reach": Verb(HostSide, HostSide.reach, 60, True, "source"),
     "records": Verb(HostSide, HostSide.records, 60, True),
