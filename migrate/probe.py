@@ -340,12 +340,20 @@ def written(init_pid: int) -> tuple[set[Inode], set[Inode]]:
 def _shared_mappings(process: Path) -> set[Inode]:
     """Return every file that a process has mapped shared and writable. Raises: OSError."""
     found = set()
-    for line in (process / "maps").read_text(errors="replace").splitlines():
-        fields = line.split()
-        if fields[1][1] == "w" and fields[1][3] == "s" and fields[4] != "0":
-            major, minor = (int(n, 16) for n in fields[3].split(":"))
-            found.add((os.makedev(major, minor), int(fields[4])))
+    for _, permissions, device, inode, _ in _mappings(process):
+        if permissions[1] == "w" and permissions[3] == "s" and inode:
+            major, minor = (int(n, 16) for n in device.split(":"))
+            found.add((os.makedev(major, minor), inode))
     return found
+
+
+def _mappings(process: Path) -> Iterator[tuple[str, str, str, int, str]]:
+    """Give what a process has mapped: range, permissions, device, inode, name. Raises: OSError."""
+    # Names may have whatever else str.splitlines() splits at.
+    for line in (process / "maps").read_text(errors="replace").split("\n"):
+        if line:
+            place, permissions, _, device, inode, *name = line.split(None, 5)
+            yield place, permissions, device, int(inode), name[0] if name else ""
 
 
 def _open_for_writing(process: Path) -> set[Inode]:
@@ -439,14 +447,14 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _shared(pids: Iterable[int]) -> int:
     """Return how much memory processes share that is no file's, in bytes."""
-    found: dict[tuple[str, str], int] = {}
-    for pid in pids:
+    found: dict[tuple[str, int], int] = {}
+    for process in (Path(f"/proc/{pid}") for pid in pids):
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").split("\n"):
-                fields = line.split(None, 5)
-                if len(fields) > 5 and fields[1][3] == "s" and fields[5].startswith(("/dev/zero (", "/SYSV", "/memfd:")):
-                    start, end = (int(n, 16) for n in fields[0].split("-"))
-                    found[fields[3], fields[4]] = os.stat(f"/proc/{pid}/map_files/{start:x}-{end:x}").st_blocks * 512
+            for place, permissions, device, inode, name in _mappings(process):
+                if permissions[3] == "s" and name.startswith(("/dev/zero (", "/SYSV", "/memfd:")):
+                    start, end = (f"{int(n, 16):x}" for n in place.split("-"))  # map_files has no leading zeros
+                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
+                        found[device, inode] = os.stat(process / f"map_files/{start}-{end}").st_blocks * 512
     return sum(found.values())
 
 

@@ -163,15 +163,12 @@ def _memory(pids: list[int]) -> Iterator[tuple[str, Iterator[tuple[int, bytes]]]
 
 def _areas(pid: int) -> Iterator[tuple[int, int, bool, int, int]]:
     """Return the mappings that hold a process's own memory: start, end, whether shared, offset and inode of what is shared."""
-    for line in procfs.lines(procfs.read(f"/proc/{pid}/maps")):
-        fields = line.split(None, 5)
-        name = fields[5] if len(fields) > 5 else ""
-        start, end = (int(n, 16) for n in fields[0].split("-"))
-        if fields[1][3] == "p":
+    for start, end, permissions, offset, _, inode, name in procfs.mappings(pid):
+        if permissions[3] == "p":
             if not name.startswith(_NOT_MEMORY):
                 yield start, end, False, 0, 0
         elif name.startswith(("/dev/zero", "/memfd:", "/SYSV")):
-            yield start, end, True, int(fields[2], 16), int(fields[4])
+            yield start, end, True, offset, inode
 
 
 def _regions(pid: int, parts: list[tuple[int, int, int]], *, private: bool) -> Iterator[tuple[int, bytes]]:

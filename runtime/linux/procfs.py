@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.values import Value
@@ -66,6 +67,17 @@ def parse_stat(text: str) -> Stat:
 def lines(text: str) -> list[str]:
     """Split a file of /proc at its line ends alone: processes choose names with whatever else str.splitlines() splits at."""
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def mappings(pid: int) -> Iterator[tuple[int, int, str, int, str, int, str]]:
+    """Give what a process has mapped: start, end, permissions, offset, device, inode, name; nothing of one that has ended.
+
+    Raises: OSError. Source: proc_pid_maps(5).
+    """
+    for line in lines(read(f"/proc/{pid}/maps")):
+        place, permissions, offset, device, inode, *name = line.split(None, 5)
+        start, _, end = place.partition("-")
+        yield int(start, 16), int(end, 16), permissions, int(offset, 16), device, int(inode), name[0] if name else ""
 
 
 def number_inside(pid: int) -> int:

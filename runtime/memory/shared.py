@@ -15,7 +15,7 @@ from functools import cache
 
 import xxhash
 
-from runtime.linux.procfs import lines, read
+from runtime.linux.procfs import mappings
 from runtime.memory import spans
 from runtime.memory.records import PAGE_BYTES, SHARED
 from runtime.memory.sender import BUFFER_BYTES, Sender
@@ -106,14 +106,13 @@ def _device() -> int:
 def _mapped(pid: int) -> list[tuple[int, str]]:
     """Return the shared memories that a process has mapped: inode, and where, as map_files names it. None of one that ended."""
     device = f"{os.major(_device()):02x}:{os.minor(_device()):02x}"
-    found = []
     with contextlib.suppress(OSError):
-        for line in lines(read(f"/proc/{pid}/maps")):
-            fields = line.split(None, 5)
-            if fields[1][3] == "s" and fields[3] == device:
-                start, end = (int(n, 16) for n in fields[0].split("-"))
-                found.append((int(fields[4]), f"{start:x}-{end:x}"))
-    return found
+        return [
+            (inode, f"{start:x}-{end:x}")
+            for start, end, permissions, _, place, inode, _ in mappings(pid)
+            if permissions[3] == "s" and place == device
+        ]
+    return []
 
 
 def _open(pid: int, inode: int, place: str) -> int | None:

@@ -18,7 +18,7 @@ import os
 from runtime.linux import ptrace, userfaultfd
 from runtime.linux.libc import syscall
 from runtime.linux.process import KCMP_VM, kcmp, pidfd_getfd, pidfd_open
-from runtime.linux.procfs import lines, number_inside, read
+from runtime.linux.procfs import lines, mappings, number_inside, read
 from runtime.linux.syscalls import MACHINE
 from runtime.memory import spans
 from runtime.memory.spans import Span
@@ -216,10 +216,8 @@ def _identity_or_none(pid: int) -> tuple[str, ...] | None:
 
 def _areas(pid: int) -> list[Span]:
     """Return the mappings of private memory that is no file's. Raises: OSError."""
-    found = []
-    for line in lines(read(f"/proc/{pid}/maps")):
-        fields = line.split(None, 5)
-        if fields[1][3] == "p" and fields[4] == "0" and not (len(fields) > 5 and fields[5].startswith(_NOT_MEMORY)):
-            start, end = (int(n, 16) for n in fields[0].split("-"))
-            found.append((start, end))
-    return found
+    return [
+        (start, end)
+        for start, end, permissions, _, _, inode, name in mappings(pid)
+        if permissions[3] == "p" and not inode and not name.startswith(_NOT_MEMORY)
+    ]
