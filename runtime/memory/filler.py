@@ -70,14 +70,14 @@ class Filler:
         self._client: socket.socket | None = None
         self._received, self._fds = b"", array.array("i")
         self._finished = False
+        self._restored_s = 0.0
         self._pages = self._waited_for = 0
 
     def run(self) -> dict[str, Any]:
         """Go on until all memory is where it belongs. Raises: ContainerError, OSError: then it never will be.
 
-        Returns how many pages there were, how often a process waited for one, and for how long it went on ("seconds").
+        Returns how many pages there were, how often a process waited for one, and "seconds" from when all were restored.
         """
-        started = time.monotonic()
         self._client, _ = self._listener.accept()
         self._poll.register(self._client, select.POLLIN)
         while not self._finished or self._processes:
@@ -92,7 +92,7 @@ class Filler:
                 self._serve(process)
             if self._finished and not ready and self._processes:
                 self._go_on(next(iter(self._processes.values())))
-        return {"pages": self._pages, "waited_for": self._waited_for, "seconds": time.monotonic() - started}
+        return {"pages": self._pages, "waited_for": self._waited_for, "seconds": time.monotonic() - self._restored_s}
 
     def _waiting(self) -> list[_Process]:
         return [p for p in self._processes.values() if p.waited_for]
@@ -112,7 +112,8 @@ class Filler:
         while len(self._received) >= 4:
             (number,) = struct.unpack_from("<i", self._received)
             if number in (_FINISHED, -1):
-                self._finished = self._finished or number == _FINISHED
+                if number == _FINISHED and not self._finished:
+                    self._finished, self._restored_s = True, time.monotonic()
                 self._received = self._received[4:]
                 continue
             if len(self._received) < 5 or not self._fds:
