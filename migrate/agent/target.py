@@ -139,11 +139,13 @@ class TargetSide(Side):
         if pre_copy:
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
             arguments.append("--wipe")
-        self._drain_fd, theirs = os.pipe()
-        try:
-            held = self._start_hold([*arguments, "--drained-fd", str(theirs)], flags, (theirs,))
-        finally:
-            os.close(theirs)
+            self._drain_fd, theirs = os.pipe()
+            try:
+                held = self._start_hold([*arguments, "--drained-fd", str(theirs)], flags, (theirs,))
+            finally:
+                os.close(theirs)
+        else:
+            held = self._start_hold(arguments, flags)
         held.event("ready", _HOLD_READY_S)
         if self._network is not None:
             self._find_joints()
