@@ -40,7 +40,7 @@ class Choice:
     WARM_UP, TRIAL, HOLD = 16 << 20, 8 << 20, 192 << 20
 
     def __init__(self, mode: Compress, connections: int = 1) -> None:
-        self.mode = mode
+        self._mode = mode
         self.WARM_UP, self.TRIAL = self.WARM_UP * connections, self.TRIAL * connections
         self.packs = mode == Compress.ZSTD
         self._left = self.WARM_UP
@@ -50,7 +50,7 @@ class Choice:
 
     def took(self, count: int, seconds: float) -> None:
         """Tell what it took to send so much."""
-        if self.mode != Compress.AUTO:
+        if self._mode != Compress.AUTO:
             return
         self._bytes += count
         self._seconds += seconds
@@ -86,41 +86,41 @@ class Pace:
         sleep: Callable[[float], None] = time.sleep,
         free: int = _MEASURED_BYTES,
     ) -> None:
-        self.rate, self._clock, self._sleep = rate, clock, sleep
+        self._rate, self._clock, self._sleep = rate, clock, sleep
         self._due = clock()
         self.free = min(free, int(rate * _MOST_DEBT_S)) if rate else 0
         self._sent = 0
 
     def lift(self) -> None:
         """From here on anything goes."""
-        self.rate = 0.0
+        self._rate = 0.0
 
     def sent(self, count: int) -> None:
         """Wait until more may be sent."""
-        if not self.rate:
+        if not self._rate:
             return
         now = self._clock()
         self._sent += count
-        self._due = max(self._due, now - _BURST_S) + count / self.rate
+        self._due = max(self._due, now - _BURST_S) + count / self._rate
         if self._due > now and self._sent > self.free:
             self._sleep(self._due - now)
 
 
 class Outlet:
-    """Sends pieces of content over a wire, compressed or not. `bandwidth_limit` is in bytes a second, 0 is none."""
+    """Sends pieces of content over a wire, compressed or not. `bandwidth_limit` is in bytes a second, 0 is none.
 
-    def __init__(self, wire: Wire, compress: Compress = Compress.NONE, bandwidth_limit: float = 0.0) -> None:
+    Each of the `connections` that the wire goes over has buffers of its own.
+    """
+
+    def __init__(
+        self, wire: Wire, compress: Compress = Compress.NONE, bandwidth_limit: float = 0.0, connections: int = 1
+    ) -> None:
         self.wire = wire
-        self._pace, self._choice = Pace(bandwidth_limit), Choice(compress)
+        self._pace = Pace(bandwidth_limit, free=_MEASURED_BYTES * connections)
+        self._choice = Choice(compress, connections)
         self._packer = zstandard.ZstdCompressor(level=_LEVEL)
-        self._buffered = _BUFFERED_BYTES
-        self._sent, self._measured, self._seconds = 0, 0, 0.0
-
-    def widen(self, connections: int) -> None:
-        """From here on it goes out over so many connections, each with buffers of its own; nothing was sent before."""
         self._buffered = _BUFFERED_BYTES * connections
-        self._pace = Pace(self._pace.rate, free=_MEASURED_BYTES * connections)
-        self._choice = Choice(self._choice.mode, connections)
+        self._sent, self._measured, self._seconds = 0, 0, 0.0
 
     def hurry(self) -> None:
         """From here on somebody waits: there is no limit any more."""

@@ -56,12 +56,23 @@ class Shipped:
 
 
 class Shipper:
-    """The source's end of the bulk connection, whose stream it closes. Raises (constructor): HostUnfit."""
+    """The source's end of the bulk connection, whose stream it closes. Raises (constructor): HostUnfit.
 
-    def __init__(self, stream: FdStream, name: str, compress: Compress = Compress.NONE, bandwidth_limit: float = 0.0) -> None:
+    `connections` is how many there will be, with those that `widen` adds.
+    """
+
+    def __init__(
+        self,
+        stream: FdStream,
+        name: str,
+        compress: Compress = Compress.NONE,
+        bandwidth_limit: float = 0.0,
+        connections: int = 1,
+    ) -> None:
         self._stream = stream
         self._wire = Wire(self._stream)
-        self._outlet = Outlet(self._wire, compress, bandwidth_limit)
+        self._outlet = Outlet(self._wire, compress, bandwidth_limit, connections)
+        self._connections = connections
         self._stream.timeout_s = _ANSWER_TIMEOUT_S
         self._calls = 0
         self._lanes: list[ProcessStream] = []
@@ -106,20 +117,19 @@ class Shipper:
         self._call(verb, arguments)
         return self._answer()
 
-    def widen(self, argv: list[str], name: str, count: int, migration_id: str) -> None:
-        """Send over more connections, too, which this command makes; they are closed with the first. Raises: MigrateError."""
-        if not count:
+    def widen(self, argv: list[str], name: str, migration_id: str) -> None:
+        """Send over the other connections, too, which this command makes; they end with the first. Raises: MigrateError."""
+        if self._connections == 1:
             return
-        for _ in range(count):
+        for _ in range(1, self._connections):
             self._lanes.append(ProcessStream(argv, name))
         for number, lane in enumerate(self._lanes, 1):
             lane.timeout_s = _ANSWER_TIMEOUT_S
             wire = Wire(lane)
             greet(wire, "the target", lane.noise)
             ask(wire, 1, "lane", {"migration_id": migration_id, "number": number}, "the target")
-        self.call("widen", {"count": count})
+        self.call("widen", {"count": len(self._lanes)})
         self._wire.stream = Sending((self._stream, *self._lanes))
-        self._outlet.widen(1 + count)
 
     def send_tree(
         self,

@@ -179,7 +179,7 @@ class SourceSide(SourceNetwork):
         """Connect to the target's second agent. `sending` is how what goes there is sent."""
         argv, what = self._connection(address, remote_command), f"the data connection to {name}"
         self._attach(ProcessStream(argv, what), name, sending)
-        self._data().widen(argv, what, int(sending["parallel"]) - 1, self._migration())
+        self._data().widen(argv, what, self._migration())
 
     def listen_data(self) -> None:
         """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
@@ -202,7 +202,8 @@ class SourceSide(SourceNetwork):
         self._attach(made_stream, name, sending)
 
     def _attach(self, stream: ProcessStream | FdStream, name: str, sending: dict[str, Any]) -> None:
-        self._shipper = Shipper(stream, name, Compress(sending["compress"]), float(sending["bandwidth_limit"]))
+        compress, limit, connections = sending["compress"], sending["bandwidth_limit"], sending["parallel"]
+        self._shipper = Shipper(stream, name, Compress(compress), float(limit), int(connections))
         self._shipper.call("attach", {"migration_id": self._migration()})
 
     def _data(self) -> Shipper:
