@@ -17,37 +17,33 @@ from migrate.wire import PIECE_BYTES
 STRIPE_BYTES = PIECE_BYTES
 
 
-class _Place:
-    """How far a stream is."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._position = count, 0
-
-    @property
-    def lane(self) -> int:
-        return self._position // STRIPE_BYTES % self._count
-
-    @property
-    def left(self) -> int:
-        """How many bytes go to this lane before the next one's turn."""
-        return STRIPE_BYTES - self._position % STRIPE_BYTES
-
-    def went_on(self, count: int) -> None:
-        self._position += count
-
-
-class Sending:
-    """A stream that writes over all of `lanes`, and reads from the first. It owns none of them. All raise ConnectionLost."""
+class _Striped:
+    """Several connections, and how far the stream over them is."""
 
     def __init__(self, lanes: Sequence[FdStream]) -> None:
-        self._lanes, self._place = lanes, _Place(len(lanes))
+        self._lanes, self._position = lanes, 0
+
+    def _turn(self) -> tuple[FdStream, int]:
+        """Return whose turn it is, and for how many bytes."""
+        lane = self._lanes[self._position // STRIPE_BYTES % len(self._lanes)]
+        return lane, STRIPE_BYTES - self._position % STRIPE_BYTES
+
+    def close(self) -> None:
+        """Close all of them: the other side finds the end of each. Idempotent."""
+        for lane in self._lanes:
+            lane.close()
+
+
+class Sending(_Striped):
+    """A stream that writes over all of its connections, and reads from the first. All raise ConnectionLost."""
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
-            part = view[: self._place.left]
-            self._lanes[self._place.lane].write(part)
-            self._place.went_on(len(part))
+            lane, left = self._turn()
+            part = view[:left]
+            lane.write(part)
+            self._position += len(part)
             view = view[len(part) :]
 
     def read_into(self, buffer: memoryview) -> None:
@@ -56,30 +52,19 @@ class Sending:
     def read_some(self, buffer: memoryview) -> int:
         return self._lanes[0].read_some(buffer)
 
-    def close(self) -> None:
-        """Close all of them: the other side finds the end of each."""
-        for lane in self._lanes:
-            lane.close()
 
-
-class Receiving:
+class Receiving(_Striped):
     """The other end of Sending."""
-
-    def __init__(self, lanes: Sequence[FdStream]) -> None:
-        self._lanes, self._place = lanes, _Place(len(lanes))
 
     def read_into(self, buffer: memoryview) -> None:
         while buffer:
             buffer = buffer[self.read_some(buffer) :]
 
     def read_some(self, buffer: memoryview) -> int:
-        count = self._lanes[self._place.lane].read_some(buffer[: self._place.left])
-        self._place.went_on(count)
+        lane, left = self._turn()
+        count = lane.read_some(buffer[:left])
+        self._position += count
         return count
 
     def write(self, data: bytes | memoryview) -> None:
         self._lanes[0].write(data)
-
-    def close(self) -> None:
-        for lane in self._lanes:
-            lane.close()
