@@ -23,6 +23,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -237,11 +238,9 @@ class LazyPages:
             set_name(NAME)
             spare_from_oom()
             # Locks, the control descriptor, CRIU's socket: whoever waits for their ends is not to wait for the drain.
-            before = 3
-            for fd in sorted({sock.fileno(), sock.fileno() if self._report_fd is None else self._report_fd}):
-                os.closerange(before, fd)
-                before = fd + 1
-            os.closerange(before, os.sysconf("SC_OPEN_MAX"))
+            kept = sorted(fd for fd in (sock.fileno(), self._report_fd) if fd is not None)
+            for after, before in pairwise([2, *kept, os.sysconf("SC_OPEN_MAX")]):
+                os.closerange(after + 1, before)
             null = os.open("/dev/null", os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
