@@ -21,6 +21,10 @@ from migrate.errors import MigrateError, NetworkFailed
 from migrate.network import Interface, Network, Route
 
 _TIMEOUT_S = 5.0
+# The kernel asks for a neighbour's address again after a second when its question was not heard, which it is not while there
+# is no carrier: clients would wait for that second. Units: milliseconds, questions.
+_ASK_AGAIN_MS, _QUESTIONS = 10, 6000
+_NEIGHBOURS = ("arp_cache", "ndisc_cache")
 
 
 def _run(*argv: str, given: str | None = None) -> str:
@@ -136,14 +140,41 @@ def make(net: Network) -> None:
             _make_pair(net.name, interface, peer)
         if net.attachments:
             _attach(net)
-        for key, value in net.sysctl.items():
-            _run(*_inside(net.name), "tee", "/proc/sys/" + key.replace(".", "/"), given=value)
+        _set_parameters(net)
         for is_ipv6, family in ((False, "-4"), (True, "-6")):
             _batch(family, "-n", net.name, lines=[_route(r) for r in net.routes if r.is_ipv6 == is_ipv6])
+        _ask(net, dict.fromkeys(_NEIGHBOURS, (_ASK_AGAIN_MS, _QUESTIONS)))
     except BaseException:
         with contextlib.suppress(MigrateError):
             remove(net.name)
         raise
+
+
+def _ask(net: Network, how: dict[str, tuple[int, int]]) -> None:
+    """Say after how many milliseconds, and how often, neighbours are asked for their addresses again."""
+    lines = [
+        f"ntable change name {table} dev {i.name} retrans {retrans_ms} mcast_probes {probes}"
+        for table, (retrans_ms, probes) in how.items()
+        for i in net.interfaces
+    ]
+    _batch("-n", net.name, lines=lines)
+
+
+def calm(net: Network) -> None:
+    """Ask for neighbours as usual again, when the carrier is there. Idempotent. Raises: NetworkFailed."""
+    # Loopback has what interfaces have from the beginning, and nobody changes it.
+    usual = {
+        d["name"]: (int(d["retrans"]), int(d["mcast_probes"]))
+        for d in _json("ip", "-j", "-n", net.name, "ntable", "show", "dev", "lo")
+    }
+    _ask(net, {table: usual[table] for table in _NEIGHBOURS if table in usual})
+    _set_parameters(net, only=".neigh.")
+
+
+def _set_parameters(net: Network, only: str = "") -> None:
+    for key, value in net.sysctl.items():
+        if only in key:
+            _run(*_inside(net.name), "tee", "/proc/sys/" + key.replace(".", "/"), given=value)
 
 
 def _devices() -> set[str]:

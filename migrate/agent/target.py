@@ -247,6 +247,9 @@ class TargetSide(Side):
         """Have the target's files on disk, and its network joined, before the source's go. Raises: NetworkFailed."""
         if self._taken_over:
             self._join_network()  # whoever released it may have been killed before it had done so
+        if self._network is not None:
+            with contextlib.suppress(NetworkFailed):  # it is reached all the same
+                netns.calm(self._network)
         os.sync()
 
     def confirm(self) -> None:

@@ -233,6 +233,7 @@ def measure(bed: Bed, tool: str, load: Load) -> dict[str, Any]:
         return {
             **found,
             "downtime_ms": pause * 1000,
+            "pauses": [(round(at - started, 3), round(ms, 3)) for ms, at in sorted(pauses)[-5:]],
             "total_s": ended - started,
             "wire_bytes": carried(bed) - before,
             "peak_bytes": dict(peak),

@@ -79,9 +79,16 @@ def seen_inside(bed: Bed, host: str) -> Any:
             link.pop(key, None)
         link["addr_info"].sort(key=lambda a: a["local"])
         for a in link["addr_info"]:
-            a.pop("nodad", None)
+            for passing in ("nodad", "tentative"):
+                a.pop(passing, None)
     routes = [json.loads(bed.ok(host, "ip", "-j", "-n", NET, f, "route")) for f in ("-4", "-6")]
-    return addresses, [sorted(map(json.dumps, r)) for r in routes]
+    neighbours = [(d["name"], d["dev"], d["retrans"], d["mcast_probes"]) for d in tables(bed, host) if "dev" in d]
+    return addresses, [sorted(map(json.dumps, r)) for r in routes], sorted(neighbours)
+
+
+def tables(bed: Bed, host: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(bed.ok(host, "ip", "-j", "-n", NET, "ntable"))
+    return found
 
 
 @pytest.fixture
@@ -127,7 +134,18 @@ def namespaces(bed: Bed, host: str) -> list[str]:
     return bed.ok(host, "ls", "/run/netns").split()
 
 
-def test_clients_stay_connected(served: Bed, clients: list[Client]) -> None:
+@pytest.fixture
+def datagrams(served: Bed) -> Iterator[None]:
+    """Something is always on its way to it, as clients of TCP have not when what they sent before the freeze was acknowledged."""
+    code = f"import socket, time\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(b'x', ('{ADDRESS}', 9)); time.sleep(0.002)"
+    argv = ["nsenter", f"--net=/run/netns/ferry-{served.name}-client", sys.executable, "-c", code]
+    process = subprocess.Popen(argv)
+    yield
+    process.kill()
+    process.wait()
+
+
+def test_clients_stay_connected(served: Bed, clients: list[Client], datagrams: None) -> None:
     bed = served
     before = seen_inside(bed, "host1")
     for here, there, how in (("host1", "host2", "never"), ("host2", "host1", "always")):
@@ -154,6 +172,23 @@ def test_a_move_that_is_undone_is_not_heard(served: Bed, clients: list[Client]) 
     assert bed.status("host1", NAME) == "running" and namespaces(bed, "host2") == []
     assert "web0" not in bed.ok("host2", "ip", "link")
     assert heard.strip() == "0", "host2 sent something in the name of the container"
+    assert min(client.stop()[0] for client in clients) > 100
+
+
+def test_a_question_that_nobody_hears_is_asked_again(served: Bed, clients: list[Client]) -> None:
+    """A restored socket asks for its client's MAC while nothing is let out; the kernel's next question would be a second later."""
+    bed = served
+    move = Stopped(bed, "host1", "restore.result:after", "migrate", "move", "--json", NAME, "host2")
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('198.51.100.99', 9))"
+    bed.ok("host2", "nsenter", f"--net=/run/netns/{NET}", sys.executable, "-c", send)
+
+    def asked() -> int:
+        told = bed.ok("host2", "ip", "-s", "-n", NET, "neigh", "show", "198.51.100.99")
+        return int(told.split("probes ")[1].split()[0]) if "probes " in told else 0
+
+    wait_for(lambda: asked() > 10, "more questions than the kernel asks by itself", 30)
+    assert move.go_on()[0] == 0
+    wait_for(lambda: len({d["retrans"] for d in tables(bed, "host2") if "dev" in d}) == 1, "the usual pace", 30)
     assert min(client.stop()[0] for client in clients) > 100
 
 
