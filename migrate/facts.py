@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from migrate.network import Network
+from migrate.overlay import Overlay
 from migrate.volume import Volume
 
 
@@ -49,6 +50,7 @@ class HostFacts:
     fixed_downtime_ms: float | None  # what moves from it lately cost, besides what their memory took
     network_exists: bool  # it has a network namespace of the container's name
     cni: tuple[str, ...]  # networks of CNI that it can attach one to
+    layers: tuple[str, ...]  # of those that the container's root is made of: their digests
 
 
 # What the two hosts are looked for: ssh carries the data, and nft or iptables lock the network of a container.
@@ -67,6 +69,7 @@ class Needs:
     lsm: tuple[str, ...] = ()  # security modules that label its processes
     network_lock: bool = False  # others can talk to it
     network: str = ""  # name of the network namespace that is to be made there
+    layers: tuple[str, ...] = ()  # digests of those that its root is made of
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,7 +77,7 @@ class Needs:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Needs:
         """Read what another host sent; what is missing is not needed. Raises: TypeError, ValueError, AttributeError."""
-        names = ("bind_sources", "volumes", "filesystems", "ports", "controllers", "lsm")
+        names = ("bind_sources", "volumes", "filesystems", "ports", "controllers", "lsm", "layers")
         lists = {n: tuple(map(str, document.get(n) or ())) for n in names}
         name = str(document.get("network") or "")
         return cls(**lists, network_lock=bool(document.get("network_lock")), network=name if "/" not in name else "")
@@ -91,6 +94,7 @@ class BundleFacts:
     bind_sources: tuple[str, ...]  # outside of the bundle
     namespace_paths: tuple[str, ...]  # of namespaces that are joined, but for the network's that moves along
     users: tuple[str, ...]  # processes outside of the container that have its files open: "pid (name)"
+    overlay: Overlay | None = None  # that is mounted at the rootfs; then the rootfs is nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,9 @@ def host_from_json(document: dict[str, Any]) -> HostFacts:
 
 def container_from_json(document: dict[str, Any]) -> ContainerFacts:
     """Read what a host's agent sent. Raises: KeyError, TypeError, ValueError for what is no ContainerFacts."""
-    bundle = BundleFacts(**_tuples(BundleFacts, document["bundle"]))
+    overlay = document["bundle"].get("overlay")
+    described = {"overlay": Overlay.from_json(overlay) if overlay else None}
+    bundle = BundleFacts(**_tuples(BundleFacts, {**document["bundle"], **described}))
     needs = Needs.from_json(document["needs"])
     network = Network.from_json(document["network"]) if document.get("network") else None
     volumes = tuple(Volume.from_json(v) for v in document["volumes"])

@@ -12,6 +12,7 @@
     open                      while the move is not known to be over
     journal decision report.json    on the source
     target.json released            on the target
+/var/lib/ferry/layers/        layers of overlays that other hosts sent, by their digests
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from migrate.errors import ProtocolError
 
 RUN = Path(os.environ.get("FERRY_RUN_DIR", "/run/ferry/migrate"))
 HISTORY = Path(os.environ.get("FERRY_HISTORY_DIR", "/var/lib/ferry/migrations"))
+LAYERS = Path(os.environ.get("FERRY_LAYERS_DIR", "/var/lib/ferry/layers"))
 
 _ID = re.compile(r"[0-9a-z][0-9a-z-]{7,63}")
 _CONTAINER = re.compile(r"[A-Za-z0-9_+.-]{1,255}")

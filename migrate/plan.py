@@ -83,6 +83,7 @@ class Plan:
     network: dict[str, Any] | None  # that moves along
     volumes: tuple[str, ...]  # directories that do
     shared: tuple[str, ...]  # directories that must be the same on both hosts
+    overlay: dict[str, Any] | None  # that the rootfs is, on the source
 
     @property
     def sending(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def make(
         source=source.hostname,
         target=target.hostname,
         bundle=container.bundle.path,
-        files_bytes=container.bundle.size_bytes + sum(v.size_bytes for v in container.volumes),
+        files_bytes=container.bundle.size_bytes + sum(v.size_bytes for v in container.volumes) + _layers_bytes(container, target),
         memory_bytes=container.memory_bytes,
         criu_flags=tuple(request.criu_flags),
         keep_source=request.keep_source,
@@ -118,8 +119,14 @@ def make(
         network=container.network.as_dict() if container.network else None,
         volumes=tuple(v.source for v in container.volumes if v.policy == Policy.COPY),
         shared=tuple(v.source for v in container.volumes if v.policy == Policy.SHARED),
+        overlay=container.bundle.overlay.as_dict() if container.bundle.overlay else None,
         **asdict(route),
     )
+
+
+def _layers_bytes(container: ContainerFacts, target: HostFacts) -> int:
+    overlay = container.bundle.overlay
+    return overlay.size_without(target.layers) if overlay else 0
 
 
 def can_pre_copy(source: HostFacts, container: ContainerFacts, target: HostFacts) -> str:

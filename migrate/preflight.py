@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from migrate import places
 from migrate.errors import Refused
 from migrate.facts import ContainerFacts, HostFacts
+from migrate.overlay import Overlay
 from migrate.volume import Policy, Volume, is_inside
 
 
@@ -142,7 +144,7 @@ _FINAL = {
     "same-host", "source-not-root", "target-not-root", "source-runtime", "target-runtime", "source-criu", "target-criu",
     "architecture", "bundle-exists", "rootfs-outside", "network-exists", "network-bridge", "network-cni", "network-unsupported",
     "network-shared", "volume-unknown", "volume-no-directory", "volume-overlaps", "volume-exists",
-    "volume-shared", "network-cni-nft",
+    "volume-shared", "network-cni-nft", "overlay-unsupported",
 }  # fmt: skip
 
 
@@ -193,9 +195,11 @@ def _files(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     if not _inside(bundle.rootfs, bundle.path):
         words = f"the rootfs {bundle.rootfs} is outside of the bundle {bundle.path}"
         found.append(_fail("rootfs-outside", words, "only bundles with their rootfs inside can be moved"))
-    if bundle.rootfs_is_mount:
+    if bundle.overlay is not None:
+        found += _layers(bundle.overlay, bundle.path, target)
+    elif bundle.rootfs_is_mount:
         words = f"the rootfs {bundle.rootfs} is a mount point"
-        found.append(_fail("rootfs-mount", words, "only a rootfs that is a plain directory can be moved"))
+        found.append(_fail("rootfs-mount", words, "only a rootfs that is a plain directory, or an overlay, can be moved"))
     for mount in bundle.mounts_inside:
         words = f"{mount} is mounted inside of the bundle; what is on it would not be copied"
         found.append(_fail("bundle-has-mounts", words, "unmount it, or mount it into the container by config.json"))
@@ -218,6 +222,20 @@ def _files(container: ContainerFacts, target: HostFacts) -> list[Finding]:
     for path in bundle.namespace_paths:
         found.append(_fail("namespace-path", f"the container joins the namespace {path}, which is of this host"))
     return found
+
+
+def _layers(overlay: Overlay, bundle: str, target: HostFacts) -> list[Finding]:
+    """What is to say of a root that is an overlay."""
+    words = f"the rootfs {overlay.root} is an overlay"
+    if overlay.unsupported:
+        return [_fail("overlay-unsupported", f"{words} with {thing}") for thing in overlay.unsupported]
+    try:
+        overlay.elsewhere(bundle, str(places.LAYERS))
+    except ValueError as e:
+        return [_fail("overlay-unsupported", f"{words} that cannot be made on {target.hostname}: {e}")]
+    known, missing = len(target.layers), len(set(overlay.digests)) - len(target.layers)
+    what = f"{len(overlay.layers)} layers below the container's own; {target.hostname} has {known}"
+    return [_ok("overlay", f"{words} of {what}, {missing} are sent")]
 
 
 def _volumes(container: ContainerFacts, target: HostFacts) -> list[Finding]:
@@ -350,7 +368,7 @@ def _space(container: ContainerFacts, source: HostFacts, target: HostFacts) -> l
             f"{needed // _MIB} MiB are needed, for the container and its images"
         )
         found.append(_fail("target-memory", words, "free some memory there"))
-    needed = bundle.size_bytes + _SLACK_BYTES
+    needed = bundle.size_bytes + (bundle.overlay.size_without(target.layers) if bundle.overlay else 0) + _SLACK_BYTES
     if target.bundle_free_bytes < needed:
         words = (
             f"{target.hostname} has {target.bundle_free_bytes // _MIB} MiB free for {bundle.path}; "

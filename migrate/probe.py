@@ -10,17 +10,17 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, cni, command, locks, mounts, netns, places, records, volume
+from migrate import __version__, cni, command, layers, locks, mounts, netns, places, processes, records, volume
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
-from migrate.manifest import Inode
 from migrate.network import Network, name_of
+from migrate.overlay import Overlay
 from migrate.volume import Policy, Volume
 from migrate.warm import available_bytes
 
@@ -97,6 +97,7 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         addresses=netns.own_addresses() if needs.network else (),
         network_exists=bool(needs.network) and netns.exists(needs.network),
         cni=tuple(cni.usable()) if needs.network else (),
+        layers=layers.have(needs.layers),
         clock_ns=time.time_ns(),
     )
 
@@ -226,22 +227,23 @@ def container_facts(container: str, flags: list[str], wanted: dict[str, str]) ->
     document = next((c for c in everything if c["id"] == container), None)
     if document is None:
         return None
-    pids = [int(process.name) for process in _family(document["pid"])] if document["status"] != "stopped" else []
+    pids = [int(process.name) for process in processes.family(document["pid"])] if document["status"] != "stopped" else []
     bundle = Path(document["bundle"])
     config = _config(bundle)
     volumes, unknown = volume.choose(binds(config, bundle), wanted, str(bundle))
     others = [c for c in everything if c["id"] != container]
     volumes = [_look_at_volume(v, others, set(pids)) if v.policy == Policy.COPY else v for v in volumes]
+    files = bundle_facts(bundle, Path(document["rootfs"]), set(pids))
     return ContainerFacts(
         id=container,
         status=document["status"],
         pid=document["pid"],
-        memory_bytes=sum(_resident(pid) for pid in pids),
-        shared_bytes=_shared(pids),
-        bundle=bundle_facts(bundle, Path(document["rootfs"]), set(pids)),
+        memory_bytes=sum(processes.resident_bytes(pid) for pid in pids),
+        shared_bytes=processes.shared_bytes(pids),
+        bundle=files,
         moved_by=_moved_by(container),
         unfinished=next((r.migration_id for r in records.unfinished() if r.container == container and r.role == "source"), ""),
-        needs=_needs(config, bundle, pids, volumes),
+        needs=_needs(config, bundle, pids, volumes, files.overlay),
         findings=tuple(command.check(container, flags)) if document["status"] == "running" else (),
         sharers=tuple(c["id"] for c in others if _overlap(c, document)),
         network=_network(config, document["pid"]),
@@ -301,74 +303,8 @@ def _network(config: dict[str, Any], init_pid: int) -> Network | None:
         return None
     found = netns.describe(name, (config.get("linux") or {}).get("sysctl") or {})
     users = netns.users(name)
-    inside = {process.name for process in _family(init_pid)}  # after it, so that no child of it is taken for another's
+    inside = {process.name for process in processes.family(init_pid)}  # after it, so that no child of it is taken for another's
     return replace(found, sharers=tuple(u for u in users if u.split()[0] not in inside))
-
-
-def _family(init_pid: int) -> list[Path]:
-    """Return the /proc directories of the processes in a container's cgroups, its first process's and those below.
-
-    Asked while the container stands still, when starting a command would be the longest part of it.
-    """
-    try:
-        own = Path(f"/proc/{init_pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return []  # it has just ended
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            lines = (entry / "cgroup").read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        if len(lines) == len(own) and all(a == b or a.startswith(f"{b}/") for a, b in zip(lines, own, strict=True)):
-            found.append(entry)
-    return found
-
-
-def written(init_pid: int) -> tuple[set[Inode], set[Inode]]:
-    """Return the files that a container's processes may write to: by a shared mapping, and by an open descriptor."""
-    mapped: set[Inode] = set()
-    opened: set[Inode] = set()
-    for process in _family(init_pid):
-        with contextlib.suppress(OSError):
-            mapped |= _shared_mappings(process)
-        with contextlib.suppress(OSError):
-            opened |= _open_for_writing(process)
-    return mapped, opened
-
-
-def _shared_mappings(process: Path) -> set[Inode]:
-    """Return every file that a process has mapped shared and writable. Raises: OSError."""
-    found = set()
-    for _, permissions, device, inode, _ in _mappings(process):
-        if permissions[1] == "w" and permissions[3] == "s" and inode:
-            major, minor = (int(n, 16) for n in device.split(":"))
-            found.add((os.makedev(major, minor), inode))
-    return found
-
-
-def _mappings(process: Path) -> Iterator[tuple[str, str, str, int, str]]:
-    """Give what a process has mapped: range, permissions, device, inode, name. Raises: OSError."""
-    # Names may have whatever else str.splitlines() splits at.
-    for line in (process / "maps").read_text(errors="replace").split("\n"):
-        if line:
-            place, permissions, _, device, inode, *name = line.split(None, 5)
-            yield place, permissions, device, int(inode), name[0] if name else ""
-
-
-def _open_for_writing(process: Path) -> set[Inode]:
-    """Return every regular file that a process has open for writing. Raises: OSError."""
-    found = set()
-    for entry in list(os.scandir(process / "fd")):
-        with contextlib.suppress(OSError):
-            st = entry.stat()
-            if not stat.S_ISREG(st.st_mode):
-                continue
-            lines = (process / "fdinfo" / entry.name).read_text().splitlines()
-            flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), os.O_RDWR)
-            if flags & os.O_ACCMODE != os.O_RDONLY:
-                found.add((st.st_dev, st.st_ino))
-    return found
 
 
 def _moved_by(container: str) -> str:
@@ -395,7 +331,7 @@ def _is_bind(mount: dict[str, Any]) -> bool:
     return mount.get("type") in ("bind", "rbind") or bool({"bind", "rbind"} & set(mount.get("options") or ()))
 
 
-def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[Volume]) -> Needs:
+def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[Volume], overlay: Overlay | None) -> Needs:
     copied = {v.source: v.size_bytes for v in volumes if v.policy == Policy.COPY}
     there = [s for _, s in binds(config, bundle) if not any(volume.is_inside(s, moved) for moved in (*copied, str(bundle)))]
     linux = config.get("linux") or {}
@@ -403,6 +339,7 @@ def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[
     resources = linux.get("resources") or {}
     namespaces = {n["type"] for n in linux.get("namespaces") or ()}
     kinds = {m.get("type") or "" for m in config.get("mounts") or () if not _is_bind(m)} - _NO_FILESYSTEM - {""}
+    kinds |= {"overlay"} if overlay else set()
     limits = {"memory": "memory", "cpu": "cpu", "pids": "pids", "blockIO": "io", "hugepageLimits": "hugetlb", "rdma": "rdma"}
     controllers = {name for key, name in limits.items() if resources.get(key)}
     if (resources.get("cpu") or {}).keys() & {"cpus", "mems"}:
@@ -418,6 +355,7 @@ def _needs(config: dict[str, Any], bundle: Path, pids: list[int], volumes: list[
         network_lock="network" not in namespaces
         or any(n.get("path") for n in linux.get("namespaces") or () if n["type"] == "network"),
         network=_network_name(config) or "",
+        layers=overlay.digests if overlay else (),
     )
 
 
@@ -425,7 +363,9 @@ def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
     """Return what is to know of a bundle's files, which the processes `inside` use. Raises: MigrateError."""
     document = _config(bundle)
     namespaces = [n for n in (document.get("linux") or {}).get("namespaces") or () if n.get("path")]
-    entries, size = _measure(rootfs)
+    overlay = layers.at(rootfs)
+    overlay = overlay and layers.looked_at(overlay)
+    entries, size = _measure(Path(overlay.upper) if overlay and overlay.upper else rootfs)
     return BundleFacts(
         path=str(bundle),
         rootfs=str(rootfs),
@@ -436,6 +376,7 @@ def bundle_facts(bundle: Path, rootfs: Path, inside: set[int]) -> BundleFacts:
         bind_sources=tuple(s for _, s in binds(document, bundle) if not volume.is_inside(s, str(bundle))),
         namespace_paths=tuple(n["path"] for n in namespaces if n["type"] != "network" or name_of(n["path"]) is None),
         users=_users(bundle, inside),
+        overlay=overlay,
     )
 
 
@@ -443,26 +384,6 @@ def _overlap(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Say whether the files of one container are, or lie in, those of the other."""
     pairs = [(a[x], b[y]) for a, b in ((one, other), (other, one)) for x in ("bundle", "rootfs") for y in ("bundle", "rootfs")]
     return any(a == b or str(a).startswith(f"{b}/") for a, b in pairs)
-
-
-def _shared(pids: Iterable[int]) -> int:
-    """Return how much memory processes share that is no file's, in bytes."""
-    found: dict[tuple[str, int], int] = {}
-    for process in (Path(f"/proc/{pid}") for pid in pids):
-        with contextlib.suppress(OSError):
-            for place, permissions, device, inode, name in _mappings(process):
-                if permissions[3] == "s" and name.startswith(("/dev/zero (", "/SYSV", "/memfd:")):
-                    start, end = (f"{int(n, 16):x}" for n in place.split("-"))  # map_files has no leading zeros
-                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
-                        found[device, inode] = os.stat(process / f"map_files/{start}-{end}").st_blocks * 512
-    return sum(found.values())
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
 
 
 def _measure(root: Path) -> tuple[int, int]:

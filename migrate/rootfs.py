@@ -24,8 +24,8 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OnDirectory = Callable[[int, bytes], None]
 
 
-def scan(root: Path, on_directory: OnDirectory = lambda fd, path: None) -> Manifest:
-    """Look at a whole tree; entries that vanish meanwhile are left out.
+def scan(root: Path, on_directory: OnDirectory = lambda fd, path: None, leave_out: frozenset[bytes] = frozenset()) -> Manifest:
+    """Look at a whole tree but for what is `leave_out`; entries that vanish meanwhile are left out, too.
 
     Raises: TransferFailed when the root cannot be read.
     """
@@ -33,11 +33,17 @@ def scan(root: Path, on_directory: OnDirectory = lambda fd, path: None) -> Manif
     with _opened_root(root) as fd:
         on_directory(fd, b".")
         manifest[b"."] = _item(b".", os.fstat(fd))
-        _scan(fd, b"", os.fstat(fd).st_dev, manifest, on_directory)
+        _scan(fd, b"", os.fstat(fd).st_dev, manifest, on_directory, leave_out)
     return manifest
 
 
-def look_at(root: Path, path: bytes, below: bool, on_directory: OnDirectory = lambda fd, path: None) -> Manifest:
+def look_at(
+    root: Path,
+    path: bytes,
+    below: bool,
+    on_directory: OnDirectory = lambda fd, path: None,
+    leave_out: frozenset[bytes] = frozenset(),
+) -> Manifest:
     """Look at one entry of a tree, and with `below` at all that is below it; empty when it is not there.
 
     Raises: TransferFailed when it cannot be read.
@@ -51,7 +57,7 @@ def look_at(root: Path, path: bytes, below: bool, on_directory: OnDirectory = la
             with opened_parent(fd, path) as (parent, name):
                 # What is mounted over a directory on the way is not in the tree.
                 if os.fstat(parent).st_dev == st.st_dev:
-                    _look(parent, name, path, st.st_dev, manifest, on_directory if below else None)
+                    _look(parent, name, path, st.st_dev, manifest, on_directory if below else None, leave_out)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as e:
@@ -81,21 +87,33 @@ def _item(path: bytes, st: os.stat_result) -> Item:
     )  # fmt: skip
 
 
-def _scan(fd: int, prefix: bytes, device: int, manifest: Manifest, on_directory: OnDirectory) -> None:
+def _scan(
+    fd: int, prefix: bytes, device: int, manifest: Manifest, on_directory: OnDirectory, leave_out: frozenset[bytes]
+) -> None:
     with os.scandir(fd) as entries:
         names = sorted(os.fsencode(e.name) for e in entries)
     for name in names:
         path = prefix + name
         try:
-            _look(fd, name, path, device, manifest, on_directory)
+            _look(fd, name, path, device, manifest, on_directory, leave_out)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as e:
             raise TransferFailed(f"cannot read {os.fsdecode(path)}: {e.strerror}") from e
 
 
-def _look(parent: int, name: bytes, path: bytes, device: int, manifest: Manifest, on_directory: OnDirectory | None) -> None:
+def _look(
+    parent: int,
+    name: bytes,
+    path: bytes,
+    device: int,
+    manifest: Manifest,
+    on_directory: OnDirectory | None,
+    leave_out: frozenset[bytes],
+) -> None:
     """Add an entry, and with `on_directory` what is below it. Raises: OSError."""
+    if path in leave_out:
+        return
     st = os.stat(name, dir_fd=parent, follow_symlinks=False)
     # Of a mount point the directory goes, but not what is mounted there.
     if on_directory is None or not stat.S_ISDIR(st.st_mode) or st.st_dev != device:
@@ -105,7 +123,7 @@ def _look(parent: int, name: bytes, path: bytes, device: int, manifest: Manifest
     try:
         on_directory(fd, path)
         manifest[path] = _item(path, os.fstat(fd))
-        _scan(fd, path + b"/", device, manifest, on_directory)
+        _scan(fd, path + b"/", device, manifest, on_directory, leave_out)
     finally:
         os.close(fd)
 

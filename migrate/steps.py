@@ -40,6 +40,7 @@ class Context:
     timeline: Timeline
     on_event: OnEvent
     relays: list[Relay] = field(default_factory=list)
+    missing_layers: dict[str, str] = field(default_factory=dict)  # where they go on the target, by their digests
 
 
 Details = dict[str, Any]
@@ -55,7 +56,7 @@ class Step:
 def _prepare(c: Context) -> Details:
     plan = c.plan
     origin = {k: getattr(plan, k) for k in ("source", "target", "source_address", "remote_command")}
-    c.target.call(
+    prepared = c.target.call(
         "prepare",
         migration_id=plan.migration_id,
         container=plan.container,
@@ -65,7 +66,9 @@ def _prepare(c: Context) -> Details:
         network=plan.network,
         volumes=list(plan.volumes),
         shared=list(plan.shared),
+        overlay=plan.overlay,
     )
+    c.missing_layers = {str(d): str(p) for d, p in prepared["layers"].items()}
     for path in plan.shared:
         _see_shared(c, path)
     if plan.direct:
@@ -108,6 +111,7 @@ def _discard(c: Context) -> None:
 
 def _precopy(c: Context) -> Details:
     pre_copy = c.plan.pre_copy
+    layers = _layers(c)
     files = _file_passes(c)
     # Started while the container still runs, so that no process has to start in the downtime.
     flags = list(c.plan.criu_flags)
@@ -123,7 +127,18 @@ def _precopy(c: Context) -> Details:
         # While the memory went, and CRIU was started, both went on changing.
         files += _file_passes(c)
         passes.run()
-    return {"passes": files, **({"memory": passes.told} if pre_copy else {})}
+    return {"passes": files, **({"memory": passes.told} if pre_copy else {}), **layers}
+
+
+def _layers(c: Context) -> Details:
+    """Send the layers of an overlay that the target has not; they do not change while the container runs."""
+    if not c.missing_layers:
+        return {}
+    with c.timeline.span("layers", "source"):
+        shipped = c.source.call("ship_layers", c.on_event, missing=c.missing_layers)
+    with c.timeline.span("check the layers", "target"):
+        c.target.call("keep_layers")
+    return {"layers": {**shipped, "count": len(c.missing_layers)}}
 
 
 def _file_passes(c: Context) -> list[Details]:

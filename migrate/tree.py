@@ -13,13 +13,14 @@ from migrate.watch import Change, Watch
 class Tree:
     """What is below a directory, kept up to date by `look`.
 
-    `reason` tells why all of it is looked at each time, "" when it is not.
+    `reason` tells why all of it is looked at each time, "" when it is not. What is below `leave_out` is none of it.
     """
 
-    def __init__(self, root: Path, watched: bool = True) -> None:
+    def __init__(self, root: Path, watched: bool = True, leave_out: Iterable[bytes] = (), reason: str = "") -> None:
         self.root = root
         self.items: Manifest = {}
-        self.reason = ""
+        self.reason = reason
+        self._leave_out = frozenset(leave_out)
         self._watch: Watch | None = None
         try:
             self._watch = Watch(root) if watched else None
@@ -81,7 +82,7 @@ class Tree:
         return {name for inode in inodes for name in self._names.get(inode, ())}
 
     def _look_at_all(self) -> None:
-        self.items = scan(self.root, self._on_directory)
+        self.items = scan(self.root, self._on_directory, self._leave_out)
         self._names = {}
         for path, item in self.items.items():
             if item.is_file:
@@ -104,7 +105,7 @@ class Tree:
         """
         before = self.items.get(path)
         known = before is not None and before.is_directory and not is_new
-        now = look_at(self.root, path, not known, self._on_directory)
+        now = look_at(self.root, path, not known, self._on_directory, self._leave_out)
         still = known and path in now and now[path].is_directory
         gone = {p for p in self.items if p.startswith(path + b"/")} if before and before.is_directory and not still else set()
         files = {self._forget(old) for old in gone | ({path} if before else set())}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from migrate import locks, places, probe, records
+from migrate import layers, locks, places, probe, records
 from migrate.agent.side import Side, checked_flags
 from migrate.errors import MigrateError, ProtocolError
 from migrate.facts import to_json
@@ -36,6 +36,17 @@ class HostSide(Side):
 
     def containers(self) -> dict[str, Any]:
         return {"containers": probe.list_containers()}
+
+    def layers(self, prune: bool = False) -> dict[str, Any]:
+        """Return the layers that are kept here; with `prune` those that no container has are removed."""
+        if prune and self._permissions.restricted:
+            raise ProtocolError("this agent may not remove layers")
+        noted = [records.target(places.history(r.migration_id)) for r in records.unfinished() if r.role == "target"]
+        used = layers.in_use() | {layer["digest"] for note in noted if note.get("overlay") for layer in note["overlay"]["layers"]}
+        kept = layers.stored()
+        for digest in kept.keys() - used if prune else ():
+            layers.remove(digest)
+        return {"layers": [{"digest": d, "size_bytes": size, "used": d in used} for d, size in kept.items()]}
 
     def reach(self, address: dict[str, Any], remote_command: str) -> dict[str, Any]:
         """Say why no agent of another host can be started from here, "" when it can."""

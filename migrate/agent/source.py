@@ -3,68 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import socket
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrate import command, durable, locks, places, probe, records
-from migrate.agent import volumes
-from migrate.agent.pace import progress
-from migrate.agent.side import OnEvent, Permissions, wipe
-from migrate.agent.source_network import SourceNetwork
+from migrate import command, durable, locks, places, records
+from migrate.agent import source_layers, volumes
+from migrate.agent.side import wipe
+from migrate.agent.source_data import SourceData
 from migrate.backlog import AT_ONCE_BYTES
 from migrate.command import Held
-from migrate.errors import MigrateError, ProtocolError, RuntimeFailed, Stopped
+from migrate.errors import MigrateError, ProtocolError, RuntimeFailed
 from migrate.flush import Flushing
 from migrate.journal import Journal
-from migrate.manifest import Inode
-from migrate.outlet import Compress
 from migrate.recover import Decision
-from migrate.ship import Shipped, Shipper
-from migrate.transport.local import FdStream, ProcessStream, enlarge
+from migrate.transport.local import enlarge
 from migrate.tree import Tree
 from migrate.warm import warm
-from migrate.wire import Wire
 
-_HOLD_READY_S, _FROZEN_S, _DUMP_S, _CONNECT_S = 60.0, 30.0, 600.0, 30.0
+_HOLD_READY_S, _FROZEN_S, _DUMP_S = 60.0, 30.0, 600.0
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
-    "listen_data", "open_data", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
+    "listen_data", "open_data", "ship_layers", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
     "ship_images", "decide",
 }  # fmt: skip
 
 
-class SourceSide(SourceNetwork):
+class SourceSide(SourceData):
     _journal: Journal | None = None
-    _shipper: Shipper | None = None
-    _listener: socket.socket | None = None
-    _bundle = ""
     _created = ""
-    _pid = 0
-    _volumes: tuple[str, ...] = ()  # that move along
-    _trees: tuple[Tree, ...] = ()  # the bundle and they
-    _decided = False
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
     _slowed = False
 
-    def __init__(self, wire: Wire, on_event: OnEvent, permissions: Permissions) -> None:
-        super().__init__(wire, on_event, permissions)
-        self._stamps = volumes.Stamps()
-        self._inodes: dict[str, int] = {}  # what is removed in the end
-
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
             self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        if self._id is not None and not self._decided and (places.working(self._id) / "stop").exists():
-            raise Stopped(f"the move {self._id} was stopped by `migrate abort`")
 
     def begin(self, migration_id: str, container: str, plan: dict[str, Any], coordinator: str) -> None:
         """Take the container's lock, and open the journal with the plan. Raises: MigrateError; nothing is left then."""
@@ -76,7 +52,9 @@ class SourceSide(SourceNetwork):
             raise ProtocolError(f"the plan is not for container {container} in {state['bundle']}")
         self._permissions.require_command(plan.get("remote_command"))
         moving, shared = volumes.checked(plan, state["bundle"])
-        for path in moving:
+        self._overlay = source_layers.checked(plan, state["rootfs"])
+        own = source_layers.own_directories(self._overlay, state["bundle"])
+        for path in (*moving, *own):
             self._permissions.require_bundle(path)  # it is removed, too, when the container runs elsewhere
         inode = self._take_network(plan, state["bundle"])
         self._take(migration_id, container, coordinator, new=True)
@@ -86,7 +64,7 @@ class SourceSide(SourceNetwork):
             directory = records.make(migration_id)
             durable.create(places.decision(migration_id), durable.UNDECIDED)
             self._journal = Journal(directory)
-            self._inodes = {path: os.lstat(path).st_ino for path in (state["bundle"], *moving)}
+            self._inodes = {path: os.lstat(path).st_ino for path in (state["bundle"], *moving, *own)}
             noted = {
                 "created": state.get("created", ""),
                 "boot_id": locks.boot_id(),
@@ -135,6 +113,7 @@ class SourceSide(SourceNetwork):
 
     def leave(self) -> None:
         """Remove what the move had here while it went on. Idempotent."""
+        self._close_memory()
         self._close_data()
         self._end_announcer()
         self._stamps.undo_all()
@@ -151,18 +130,6 @@ class SourceSide(SourceNetwork):
             os.close(self._memory_fd)
             self._memory_fd = None
 
-    def _close_data(self) -> None:
-        self._close_memory()
-        for tree in self._trees:
-            tree.close()
-        self._trees = ()
-        if self._shipper is not None:
-            self._shipper.close()
-            self._shipper = None
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-
     def stream_lost(self) -> None:
         if self._id is None:
             return
@@ -174,70 +141,6 @@ class SourceSide(SourceNetwork):
                 self.abort()
         finally:
             self.leave()
-
-    def open_data(self, address: dict[str, Any], remote_command: str, name: str, sending: dict[str, Any]) -> None:
-        """Connect to the target's second agent. `sending` is how what goes there is sent."""
-        argv, what = self._connection(address, remote_command), f"the data connection to {name}"
-        self._attach(ProcessStream(argv, what), name, sending)
-        self._data().widen(argv, what, self._migration())
-
-    def listen_data(self) -> None:
-        """Wait for a data connection that the coordinator makes, since this host does not reach the target."""
-        path = places.working(self._migration()) / "data"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen(1)
-        self._listener.settimeout(_CONNECT_S)
-
-    def accept_data(self, name: str, sending: dict[str, Any]) -> None:
-        """Take the data connection that the coordinator made. Raises: MigrateError."""
-        if self._listener is None:
-            raise ProtocolError("listen_data was not called")
-        try:
-            made, _ = self._listener.accept()
-        except TimeoutError as e:
-            raise MigrateError("the coordinator did not make the data connection") from e
-        fd = made.detach()
-        made_stream = FdStream(fd, fd, f"the data connection to {name}")
-        self._attach(made_stream, name, sending)
-
-    def _attach(self, stream: ProcessStream | FdStream, name: str, sending: dict[str, Any]) -> None:
-        compress, limit, connections = sending["compress"], sending["bandwidth_limit"], sending["parallel"]
-        self._shipper = Shipper(stream, name, Compress(compress), float(limit), int(connections))
-        self._shipper.call("attach", {"migration_id": self._migration()})
-
-    def _data(self) -> Shipper:
-        if self._shipper is None:
-            raise ProtocolError("there is no data connection")
-        return self._shipper
-
-    def _told(self, shipped: Shipped) -> dict[str, Any]:
-        return {**asdict(shipped), "wire_bytes": self._data().wire_bytes}
-
-    def _progress(self) -> Callable[[int, int], None]:
-        return progress(self._on_event, self._stop_if_asked)
-
-    def stamp(self, path: str, mtime_s: int) -> None:
-        """Set when a shared volume was modified, until `unstamp`. Raises: MigrateError."""
-        self._require_shared(path)
-        self._stamps.make(path, int(mtime_s))
-
-    def unstamp(self, path: str) -> None:
-        """Put back when it was modified, unless it was modified since. Idempotent."""
-        self._stamps.undo(path)
-
-    def ship_bundle(self) -> dict[str, Any]:
-        """Make the target's copy of the bundle, and of the volumes that move along, equal to what it is now."""
-        self._migration()
-        if not self._trees:
-            self._trees = tuple(Tree(Path(p)) for p in (self._bundle, *self._volumes))
-        return self._send_trees()
-
-    def _send_trees(self, mapped: Collection[Inode] = (), opened: Collection[Inode] = ()) -> dict[str, Any]:
-        """Send what of the files is other than on the target, and say of all trees together what went."""
-        tell = self._progress()
-        sent = [self._data().send_tree(tree, str(tree.root), tell, mapped, opened) for tree in self._trees]
-        return self._told(functools.reduce(Shipped.plus, sent))
 
     def follow(self, flags: list[str]) -> None:
         """Start the checkpoint so early that the memory can be sent while the container runs."""
@@ -329,7 +232,7 @@ class SourceSide(SourceNetwork):
         if not self._trees:
             raise ProtocolError("ship_bundle was not called")
         flushing = Flushing(self._shared)
-        delta = self._send_trees(*probe.written(self._pid))
+        delta = self._send_trees(*self._written())
         shipped = time.monotonic()
         deadline = shipped + _DUMP_S
 
@@ -421,6 +324,7 @@ class SourceSide(SourceNetwork):
         self._bundle, self._created = str(plan["bundle"]), str(plan.get("created", ""))
         self._volumes = tuple(map(str, plan.get("volumes") or ()))
         self._inodes = {str(path): int(inode) for path, inode in (plan.get("inodes") or {}).items()}
+        self._overlay = source_layers.noted(plan)
         self._adopt_network(plan)
         try:
             left = records.left(directory)
@@ -486,10 +390,7 @@ class SourceSide(SourceNetwork):
         errors: list[Exception] = []
         removals: list[Callable[[], None]] = [self._remove_network]
         if not keep_bundle:
-            removals += [
-                functools.partial(volumes.remove, path, self._inodes.get(path), self._migration())
-                for path in (*self._volumes, self._bundle)
-            ]
+            removals += self._removals()
         for remove in removals:
             try:
                 remove()

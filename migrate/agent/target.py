@@ -22,7 +22,8 @@ from typing import Any
 from migrate import backlog, command, durable, locks, netns, places, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.made import Made
-from migrate.agent.side import Side, checked_flags, network_of, wipe
+from migrate.agent.side import checked_flags, network_of, wipe
+from migrate.agent.target_layers import TargetLayers
 from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed
 from migrate.recover import Target, on_target
 from migrate.warm import warm
@@ -33,7 +34,7 @@ _DRAIN_S = 60.0  # for how long a move waits for memory that is being filled in
 _SEEN_S = 5.0  # what a file system that hosts share may take to show it
 
 
-class TargetSide(Side):
+class TargetSide(TargetLayers):
     _bundle = ""
     _made: tuple[Made, ...] = ()
     _network_inode: int | None = None
@@ -54,13 +55,18 @@ class TargetSide(Side):
         network: dict[str, Any] | None = None,
         volumes: tuple[str, ...] = (),
         shared: tuple[str, ...] = (),
-    ) -> None:
+        overlay: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Take the lock, note what will be made, and make the bundle's directory, its volumes', and the network, which is silent.
+
+        Returns the layers of the overlay that this host has not: where each is to be sent, by its digest.
 
         Raises: MigrateError; nothing is left then.
         """
         wanted = network_of(network)
-        paths = [self._permissions.require_bundle(p) for p in (bundle, *volumes)]
+        self._permissions.require_bundle(bundle)
+        self._plan_overlay(overlay, bundle, migration_id)
+        paths = [self._permissions.require_bundle(p) for p in (bundle, *volumes, *self._own_directories(bundle))]
         self._permissions.require_command(origin.get("remote_command"))
         self._take(migration_id, container, coordinator, new=True)
         try:
@@ -90,20 +96,23 @@ class TargetSide(Side):
         }
         try:
             durable.create(directory / "released", durable.UNDECIDED)
-            self._note(directory, {**note, "made": [m.as_dict() for m in self._made]})
+            self._note(directory, {**note, "made": [m.as_dict() for m in self._made], **self._overlay_note()})
             for made in self._made:
                 made.make()
+            filled = self._make_layers()
             if wanted is not None:
                 netns.make(wanted)
                 self._network, self._network_inode = wanted, netns.inode(wanted.name)
-            self._note(directory, {**note, "made": [m.as_dict() for m in self._made], "network_inode": self._network_inode})
-            (places.working(migration_id) / ALLOWED).write_text(json.dumps([bundle, *volumes]))
+            made_now = {"made": [m.as_dict() for m in self._made], "network_inode": self._network_inode, **self._overlay_note()}
+            self._note(directory, {**note, **made_now})
+            (places.working(migration_id) / ALLOWED).write_text(json.dumps([bundle, *volumes, *filled]))
         except (OSError, NetworkFailed) as e:
             with contextlib.suppress(MigrateError):
                 self.discard()
             if isinstance(e, NetworkFailed):
                 raise
             raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
+        return {"layers": {digest: made.path for digest, made in self._coming.items()}}
 
     def sees(self, path: str, mtime_s: int) -> dict[str, Any]:
         """Say whether a shared volume was modified at that time, which another host has just made it be."""
@@ -135,7 +144,7 @@ class TargetSide(Side):
         """Start the restore: everything but the images is ready. With `pre_copy` the memory comes before them."""
         migration = self._migration()
         arguments = ["restore", "--detach", "--image-path", str(places.images(migration)), "--bundle", self._bundle]
-        arguments += ["--decision", str(places.released(migration))]
+        arguments += ["--decision", str(places.released(migration)), *(["--mounted-root"] if self._overlay else [])]
         if pre_copy:
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
             arguments.append("--wipe")
@@ -160,6 +169,7 @@ class TargetSide(Side):
         held = self._hold()
         (places.working(self._migration()) / ALLOWED).unlink(missing_ok=True)  # all is here, and from now on it may run
         started = time.monotonic()
+        self._mount_root(self._bundle)
         held.say("go")
         told = held.event("held", _RESTORE_S)
         elapsed_s, criu_s = time.monotonic() - started, told.get("criu_seconds", 0.0)
@@ -289,6 +299,7 @@ class TargetSide(Side):
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
         wipe(places.working(self._id))
+        self._remove_layers()
         for made in self._made:
             made.remove()
         self._remove_network()
@@ -390,6 +401,7 @@ class TargetSide(Side):
         """Read what was noted; return what is here, a value of Target. Raises: MigrateError when that cannot be known."""
         migration = self._migration()
         self._bundle, self._made = note["bundle"], _made_of(note)
+        self._adopt_overlay(note)
         network = network_of(note.get("network"))
         if note.get("boot_id") == locks.boot_id():
             self._network, self._network_inode = network, note.get("network_inode")

@@ -12,7 +12,7 @@ import click
 from migrate import __version__
 from migrate.errors import MigrateError
 
-VERBS = ("abort", "check", "history", "list", "move", "pull", "recover", "report", "status")
+VERBS = ("abort", "check", "history", "layers", "list", "move", "pull", "recover", "report", "status")
 # Those that are about unfinished moves, and need not be told of them.
 _TELL_NOT = {"abort", "history", "recover", "report", "status"}
 

@@ -89,3 +89,4 @@ class RestoreOptions(CriuOptions):
     preserve_fds: int = 0
     drained_fd: int | None = None  # told when all memory of a lazy restore is there
     systemd_cgroup: bool = False
+    mounted_root: bool = False  # the rootfs is a mount point, at the latest when a hold is told to go

@@ -103,7 +103,7 @@ def restore(
             makes = options.cgroups_mode != CgroupsMode.STRICT
             if makes and scope is None:
                 container.make_cgroups(manager, spec.linux.resources, False)
-            root = _private_root(bundle.rootfs)
+            root = bundle.rootfs if options.mounted_root else _private_root(bundle.rootfs)
             own_network = network.make_namespace(spec) if network.can_rebuild(spec) else None
             own_cgroups = spec.linux.namespace("cgroup") is not None and options.cgroups_mode == CgroupsMode.IGNORE
 
@@ -118,11 +118,7 @@ def restore(
 
             passed = (*(fd for fd, _ in joins), *([] if own_network is None else [own_network]), *preserved)
             memory = Passes(options.image_path)
-            with (
-                contextlib.ExitStack() as stack,
-                _place_for_pivot(bundle),
-                Session(in_child, passed) as session,
-            ):
+            with contextlib.ExitStack() as stack, Session(in_child, passed) as session:
                 if controller is not None:
                     pagemap.preload()
                     controller.say("ready")
@@ -156,6 +152,9 @@ def restore(
                             f"the images in {options.image_path} need a container with a network namespace of its own"
                         )
                     external.append((network.NAMESPACE_KEY["network"], own_network))
+                if options.mounted_root and not os.path.ismount(root):
+                    raise ContainerError(f"nothing is mounted at {root}, the root of {container_id}")
+                stack.enter_context(_place_for_pivot(bundle))
                 # CRIU does not follow links to a source, as mount(2) does.
                 sources = {d: os.path.realpath(p) for d, p in mounts.external(spec, str(bundle.path), manager).items()}
                 mounts.require_sources(sources)

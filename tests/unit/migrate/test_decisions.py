@@ -22,6 +22,7 @@ from migrate.manifest import Item
 from migrate.network import Address, Attachment, Interface, Network
 from migrate.outgoing import TreeSender
 from migrate.outlet import Outlet
+from migrate.overlay import Layer, Overlay
 from migrate.plan import Request, Route, can_pre_copy, make
 from migrate.report import Report, human_bytes, sentence
 from migrate.rootfs import scan
@@ -36,7 +37,7 @@ def host_facts(name: str = "host1", **changes: Any) -> HostFacts:
         "criu_version": "4.2.1", "criu_error": "", "criu_features": (), "images_on": "tmpfs", "memory_free_bytes": 1 << 40, "cgroup": "v2",
         "controllers": (), "lsm": (), "tools": ("ssh", "nft"), "missing_filesystems": (), "ports_in_use": (), "cpu": "AA==", "cpu_error": "", "container_exists": False, "bundle_exists": False, "images_free_bytes": 1 << 40,
         "bundle_free_bytes": 1 << 40, "bundle_free_inodes": 1 << 20, "missing_bind_sources": (), "existing_volumes": (), "full_volumes": (), "clock_ns": 0,
-        "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False, "cni": ("podman",), "fixed_downtime_ms": None,
+        "follows_memory": True, "open_files": 1 << 20, "bridges": ("br0",), "addresses": (), "network_exists": False, "cni": ("podman",), "layers": (), "fixed_downtime_ms": None,
     }  # fmt: skip
     return HostFacts(**{**fields, **changes})
 
@@ -70,6 +71,16 @@ WEB = Network("web", (Interface("eth0", "02:00:00:00:00:01", 1400, "web0", "br0"
 CNI = Network(
     "web", (Interface("eth0", "02:00:00:00:00:01", 1400, "veth0", "cni0"),), attachments=(Attachment("podman", "eth0", "c"),)
 )
+
+
+OVERLAY = Overlay("/b/rootfs", (Layer("/l/1", "1" * 40, 1 << 30), Layer("/l/2", "2" * 40, 10)), "/b/upper", "/b/work")
+
+
+def test_layers_that_are_there_need_no_space() -> None:
+    target = host_facts("host2", layers=("1" * 40,), bundle_free_bytes=1 << 30)
+    findings = preflight.examine("c", host_facts(), container_facts(overlay=OVERLAY, rootfs_is_mount=True), target)
+    assert preflight.refusals(findings) == []
+    assert next(f.words for f in findings if f.code == "overlay").endswith("host2 has 1, 1 are sent")
 
 
 @pytest.mark.parametrize("network", [None, WEB, replace(WEB, has_rules=True), CNI])
@@ -116,6 +127,9 @@ def test_a_good_move_has_no_refusals(network: Network | None) -> None:
         ("rootfs-outside", {}, {"rootfs": "/elsewhere"}, {}),
         ("bundle-has-mounts", {}, {"mounts_inside": ("/b/rootfs/x",)}, {}),
         ("rootfs-mount", {}, {"rootfs_is_mount": True}, {}),
+        ("overlay-unsupported", {}, {"overlay": replace(OVERLAY, unsupported=("the option index=on",))}, {}),
+        ("overlay-unsupported", {}, {"overlay": replace(OVERLAY, layers=OVERLAY.layers * 99)}, {}),
+        ("target-space-bundle", {}, {"overlay": OVERLAY}, {"bundle_free_bytes": 1 << 30}),
         ("namespace-path", {}, {"namespace_paths": ("/run/netns/x",)}, {}),
         ("bind-source-missing", {}, {"bind_sources": ("/s",)}, {"missing_bind_sources": ("/s",)}),
         ("source-space-images", {"images_free_bytes": 1}, {}, {}),
@@ -175,6 +189,8 @@ def test_facts_survive_json() -> None:
 
     assert host_from_json(json.loads(json.dumps(to_json(host_facts())))) == host_facts()
     assert container_from_json(json.loads(json.dumps(to_json(container_facts())))) == container_facts()
+    layered = container_facts(overlay=OVERLAY)
+    assert container_from_json(json.loads(json.dumps(to_json(layered)))) == layered
 
 
 def test_plan_and_outcomes() -> None:
