@@ -122,7 +122,7 @@ def restore(
                 if controller is not None:
                     pagemap.preload()
                     controller.say("ready")
-                    if not controller.wait_go(on_idle=lambda: memory.look(but_last=True)):
+                    if not controller.wait_go(on_idle=lambda: _look_ahead(memory)):
                         raise HoldAborted(f"restore of {container_id} was aborted before it began")
                     images.require(options.image_path)
                     sharedmem.rebuild(options.image_path, memory)
@@ -206,6 +206,12 @@ def _require_memory(options: RestoreOptions) -> None:
     served = options.page_server is not None or lazy_module.listening(options.work_path) or present(options.image_path)
     if not served and any(wanted_of(options.image_path).values()):
         raise _lacks_memory(options)
+
+
+def _look_ahead(memory: Passes) -> None:
+    """Do what is to be done with the memory that is here already, as long as nobody waits."""
+    memory.look(but_last=True)
+    memory.bring_together()
 
 
 def _lacks_memory(options: RestoreOptions) -> ContainerError:

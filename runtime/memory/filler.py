@@ -26,9 +26,9 @@ from typing import Any
 
 from runtime.errors import ContainerError
 from runtime.linux import userfaultfd
-from runtime.memory.passes import Passes, Piece, clip, count, without
+from runtime.memory.passes import Passes, Piece, clip, without
 from runtime.memory.records import PAGE_BYTES
-from runtime.memory.spans import Span
+from runtime.memory.spans import Span, minus, size
 
 _FINISHED = 0x52535446
 _AT_ONCE_BYTES = 1 << 20
@@ -38,10 +38,13 @@ _AGAIN_MS = 1
 
 
 class _Process:
-    """One userfaultfd, and what is still to be filled behind it: pieces, sorted, the next one last."""
+    """One userfaultfd, and what is still to be filled behind it: pieces, sorted, the next one last.
 
-    def __init__(self, fd: int, pieces: list[Piece]) -> None:
-        self.fd = fd
+    The content of a piece is what was at an address of the process `number` when it was dumped.
+    """
+
+    def __init__(self, fd: int, number: int, pieces: list[Piece]) -> None:
+        self.fd, self.number = fd, number
         self.pieces = pieces[::-1]
         self.waited_for: set[int] = set()  # addresses of pages
 
@@ -124,12 +127,10 @@ class Filler:
     def _take(self, number: int, fd: int) -> None:
         os.set_blocking(fd, False)
         spans = self._wanted(number)
-        pieces = self._passes.pieces(number, spans)
-        missing = sum(b - a for a, b in spans) // PAGE_BYTES - count(pieces)
-        if missing:
+        if missing := size(minus(spans, self._passes.covered(number))) // PAGE_BYTES:
             raise ContainerError(f"{missing} pages of process {number} are in no pass", hint="the images are not whole")
-        self._pages += count(pieces)
-        self._add(_Process(fd, pieces))
+        self._pages += size(spans) // PAGE_BYTES
+        self._add(_Process(fd, number, [(start, end, start) for start, end in spans]))
 
     def _add(self, process: _Process) -> None:
         self._processes[process.fd] = process
@@ -151,7 +152,7 @@ class Filler:
                     process.waited_for.add(second - second % PAGE_BYTES)
                 elif event == userfaultfd.EVENT_FORK:
                     os.set_blocking(first, False)
-                    self._add(_Process(first, process.pieces[::-1]))
+                    self._add(_Process(first, process.number, process.pieces[::-1]))
                 elif event == userfaultfd.EVENT_REMAP:
                     moved = process.drop(first, first + third)
                     process.drop(second, second + third)
@@ -193,24 +194,29 @@ class Filler:
         if not process.pieces:
             self._end(process)
             return
-        start, end, content = process.pieces.pop()
-        size = min(end - start, _AT_ONCE_BYTES)
-        done = self._copy(process, start, content, size)
+        start, end, origin = process.pieces.pop()
+        done = self._copy(process, start, origin, min(end - start, _AT_ONCE_BYTES))
         if done < end - start and process.fd in self._processes:
-            process.pieces.append((start + done, end, content + done))
+            process.pieces.append((start + done, end, origin + done))
 
-    def _copy(self, process: _Process, to: int, content: int, size: int) -> int:
+    def _copy(self, process: _Process, to: int, origin: int, length: int) -> int:
         """Fill a run of pages; return how far it is dealt with: filled, there already, or mapped no more."""
-        at, step = 0, size
+        at, most = 0, length
+        content, until = 0, 0  # where the run goes on, and up to where it lies there
         deadline = time.monotonic() + _MEMORY_S
-        while at < size:
-            step = min(step, size - at)
+        while at < length:
+            if at >= until:
+                located = self._passes.locate(process.number, origin + at)
+                if located is None:
+                    raise ContainerError(f"a page of process {process.number} is in no pass", hint="the images are not whole")
+                content, until = located[0] - at, located[1] - origin
+            step = min(most, length - at, until - at)
             try:
                 done = userfaultfd.copy(process.fd, to + at, content + at, step)
             except OSError as e:
                 if e.errno == errno.ENOENT and step > PAGE_BYTES:
                     # It goes over the end of a mapping, though what follows may be mapped, too.
-                    step = step // 2 // PAGE_BYTES * PAGE_BYTES
+                    most = step // 2 // PAGE_BYTES * PAGE_BYTES
                     continue
                 if e.errno == errno.EAGAIN:
                     return at  # what it does to its mappings is told first
@@ -218,7 +224,7 @@ class Filler:
                     time.sleep(0.01)
                     continue
                 if not self._excuse(process, e):
-                    return size
+                    return length
                 at += PAGE_BYTES
                 continue
             if not done:
@@ -227,8 +233,8 @@ class Filler:
                     userfaultfd.wake(process.fd, to + at, to + at + PAGE_BYTES)
                 done = PAGE_BYTES
             at += done
-            step *= 2
-        return size
+            most *= 2
+        return length
 
     def _excuse(self, process: _Process, error: OSError) -> bool:
         """Take what a process that ends, or unmaps, may cause; False when it has ended. Raises: OSError for all else."""

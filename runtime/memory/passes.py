@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from runtime.memory import records
-from runtime.memory.records import PAGE_BYTES
-from runtime.memory.spans import Span, minus
+from runtime.memory.records import MAX_ADDRESS
+from runtime.memory.spans import Span, minus, union
 
 # Start and end of a run of pages, and where its content lies: for Passes an address in our own memory.
 Piece = tuple[int, int, int]
@@ -58,14 +59,16 @@ def layers(pieces: Sequence[Piece]) -> list[list[Piece]]:
 class Passes:
     """What `directory` holds. Raises: ContainerError from `look` for a pass that is damaged or not whole.
 
-    `look` may be called while passes arrive, of which those that were there are not read again.
+    `look` may be called while passes arrive, of which those that were there are not read again. To bring a pass together with
+    those before it takes time for each of their pieces: that is done while nobody waits, and not for what is only looked up.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._seen: set[str] = set()
         self._maps: list[mmap.mmap] = []
-        self._pieces: dict[int, list[Piece]] = {}
+        self._layers: dict[int, list[list[Piece]]] = {}  # the newest last
+        self._covered: dict[int, list[Span]] = {}
 
     def look(self, *, but_last: bool = False) -> None:
         """Take up the passes that are new; with `but_last` not the last one, which may still be under way."""
@@ -82,17 +85,42 @@ class Passes:
         for region, offset in regions:
             new.setdefault(region.pid, []).append((region.start, region.end, base + offset))
         for pid, pieces in new.items():
-            for layer in layers(_joined(pieces)):
-                self._pieces[pid] = sorted(layer + without(self._pieces.get(pid, []), layer))
+            self._layers.setdefault(pid, []).extend(layers(_joined(pieces)))
+            self._covered[pid] = union([*self._covered.get(pid, []), *(p[:2] for p in pieces)])
+
+    def bring_together(self) -> None:
+        """Make one layer of each process's, so that less is to be looked at for an address."""
+        for pid, found in self._layers.items():
+            while len(found) > 1:
+                newer = found.pop(1)
+                found[0] = sorted(newer + without(found[0], newer))
+            self._layers[pid] = found
 
     def forget(self) -> None:
         """Remove the passes from their directory; those who have them open read on. Idempotent. Raises: OSError."""
         for path in records.files(self._directory):
             path.unlink(missing_ok=True)
 
+    def covered(self, pid: int) -> list[Span]:
+        """Return the ranges of a process that there is content of."""
+        return self._covered.get(pid, [])
+
     def pieces(self, pid: int, spans: Sequence[Span]) -> list[Piece]:
         """Return what there is of these ranges of a process, sorted."""
-        return clip(self._pieces.get(pid, []), spans)
+        self.bring_together()
+        return clip(next(iter(self._layers.get(pid, [])), []), spans)
+
+    def locate(self, pid: int, address: int) -> tuple[int, int] | None:
+        """Return where the content of an address is, and up to which address it goes on there; None where there is none."""
+        limit = MAX_ADDRESS
+        for layer in reversed(self._layers.get(pid, [])):
+            at = bisect_right(layer, (address, MAX_ADDRESS + 1, 0))
+            if at and layer[at - 1][1] > address:
+                start, end, content = layer[at - 1]
+                return content + address - start, min(end, limit)
+            if at < len(layer):
+                limit = min(limit, layer[at][0])
+        return None
 
 
 def _joined(pieces: Sequence[Piece]) -> list[Piece]:
@@ -104,8 +132,3 @@ def _joined(pieces: Sequence[Piece]) -> list[Piece]:
             joined.pop()
         joined.append((start, end, content))
     return joined
-
-
-def count(pieces: Iterable[Piece]) -> int:
-    """Return the number of pages of pieces."""
-    return sum(end - start for start, end, _ in pieces) // PAGE_BYTES

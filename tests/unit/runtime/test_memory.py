@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,7 @@ def test_layers_do_not_overlap(written: list[tuple[int, int]]) -> None:
 @given(runs, runs, st.integers(0, 40))
 def test_what_a_process_still_lacks(filled: list[tuple[int, int]], dropped: list[tuple[int, int]], at: int) -> None:
     pieces = [(a, b, a + (1 << 30)) for a, b in spans.union(filled)]
-    process = _Process(-1, pieces)
+    process = _Process(-1, 1, pieces)
     lost: set[int] = set()
     for start, end in dropped:
         lost |= set(content(process.drop(start, end)))
@@ -111,6 +113,31 @@ def _flipped(at: int) -> bytes:
     return bytes(good)
 
 
+@given(st.lists(runs.map(spans.union).filter(bool), min_size=1, max_size=5), st.integers(0, 5))
+def test_the_newest_content_is_found(written: list[list[tuple[int, int]]], together: int) -> None:
+    """Of every page what the last pass had of it, in runs; also where some passes were brought together before."""
+    newest: dict[int, bytes] = {}
+    with tempfile.TemporaryDirectory() as name:
+        found = Passes(Path(name))
+        for number, spans_of in enumerate(written, 1):
+            data = b""
+            for batch in records.batches(7, spans_of):
+                data += records.head(batch) + bytes([number]) * (sum(r.pages for r in batch) * PAGE_BYTES)
+            (Path(name) / records.name(number)).write_bytes(data + records.END)
+            newest.update(dict.fromkeys(pages(spans_of), bytes([number])))
+            if number == together:
+                found.look()
+                found.bring_together()
+        found.look()
+        assert pages(found.covered(7)) == set(newest)
+        for address in range(0, 64 * PAGE_BYTES, PAGE_BYTES):
+            located = found.locate(7, address)
+            assert (located is not None) == (address in newest)
+            if located is not None:
+                run = {newest[a] for a in range(address, located[1], PAGE_BYTES)}
+                assert run == {ctypes.string_at(located[0], 1)} == {ctypes.string_at(located[0] + located[1] - address - 1, 1)}
+
+
 def test_passes_on_disk(tmp_path: Path) -> None:
     first, second, third = (bytes([n]) * PAGE_BYTES for n in b"abc")
     whole = records.head([Region(7, 0, 2)]) + first + second + records.END
@@ -118,9 +145,9 @@ def test_passes_on_disk(tmp_path: Path) -> None:
     (tmp_path / "memory-2.img").write_bytes(records.head([Region(7, PAGE_BYTES, 1)]) + third + records.END)
     found = Passes(tmp_path)
     found.look(but_last=True)
-    assert passes.count(found.pieces(7, [(0, 9 * PAGE_BYTES)])) == 2
+    assert spans.size(p[:2] for p in found.pieces(7, [(0, 9 * PAGE_BYTES)])) == 2 * PAGE_BYTES
     found.look()
-    assert passes.count(found.pieces(7, [(0, 9 * PAGE_BYTES)])) == 2
+    assert spans.size(p[:2] for p in found.pieces(7, [(0, 9 * PAGE_BYTES)])) == 2 * PAGE_BYTES
     assert found.pieces(8, [(0, 9 * PAGE_BYTES)]) == []
     for cut in (0, 10, PAGE_BYTES, len(whole) - PAGE_BYTES, len(whole) - 1):
         (tmp_path / "memory-3.img").write_bytes(whole[:cut])
