@@ -47,6 +47,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--verify-key", type=_PATH, metavar="FILE", help="With --import: refuse what none of these keys has signed.")
 @click.option("--wipe", is_flag=True, help="Destroy the images when they are not needed any more.")
 @click.option("--drained-fd", type=int, help="Descriptor that a line of JSON goes to when all memory of a lazy restore is there.")
+@click.option("--memory-requests", type=_PATH, metavar="FIFO", help="Where memory is asked for that comes after the restore.")
 @click.option("--mounted-root", is_flag=True, help="The rootfs is a mount point; with --hold it need not be one before `go`.")
 @click.option("--no-subreaper", is_flag=True, help="Accepted; nothing is reaped here but the container itself.")
 @click.argument("container_id")
@@ -70,6 +71,7 @@ def command(
     no_subreaper: bool,
     wipe: bool,
     drained_fd: int | None,
+    memory_requests: Path | None,
     mounted_root: bool,
     archive: Path | None,
     base: Path | None,
@@ -83,6 +85,7 @@ def command(
             **criu_values(image_path, work_path, flags),
             preserve_fds=preserve_fds,
             drained_fd=drained_fd,
+            memory_requests=memory_requests,
             mounted_root=mounted_root,
             config_file=config_file,
             systemd_cgroup=g.systemd_cgroup,

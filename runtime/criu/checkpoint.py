@@ -29,6 +29,7 @@ from runtime.errors import ContainerError, CriuError, HoldAborted, KernelError, 
 from runtime.files import write_all
 from runtime.linux import process
 from runtime.linux.procfs import has_pending
+from runtime.memory import later
 
 _FILLED_S = 45.0
 
@@ -77,6 +78,7 @@ def _words(container: Container, controller: Controller, follow: Follow, throttl
     return {
         "pass": lambda _: _one_pass(container, controller, follow),
         "throttle": lambda percent: _slow(controller, throttle, percent),
+        "later": lambda _: follow.leave_for_later(),
     }
 
 
@@ -376,7 +378,7 @@ class _Dump:
 
     def _hold(self, controller: Controller, **fields: Any) -> None:
         controller.say("held", pid=self._container.state.pid, **fields)
-        decision = controller.wait_decision()
+        decision = controller.wait_decision(before={"serve": self._serve_later, **dict.fromkeys(later.WORDS, lambda _: None)})
         if decision == Decision.LEAVE_FROZEN:
             self._thaw = False
             raise HoldAborted(
@@ -386,6 +388,13 @@ class _Dump:
         if decision == Decision.ABORT:
             raise HoldAborted(f"checkpoint of {self._container.id} was aborted: it runs on")
         self._committed = True
+
+    def _serve_later(self, _: str) -> None:
+        """Send the memory that was left for later. The container stands still all the while."""
+        assert self._controller is not None
+        if self.follow is None:
+            raise ContainerError("unexpected word 'serve' on the control descriptor", hint="no memory was to be sent later")
+        self.follow.serve(self._controller)
 
     def let_go(self, error: BaseException | None) -> None:
         """Thaw: what CRIU left alive runs on, what it killed dies for good.

@@ -14,6 +14,12 @@
      | -- the last pass, while CRIU dumps all else ----------------------------->|
      | {"event": "held", "memory": {...}} ------->|                              |
 
+With "later" before "go" the last pass is left out, and sent while all else is restored, and runs, elsewhere (post-copy):
+
+     | <------------------------------- "serve"   |                              |
+     | -- records; "page ..." "ack ..." "enough" say which, and how many: runtime/memory/later.py ------>|
+     | {"event": "served", "error": ""} --------->|  "commit" and "abort" end it before, and mean what they always do
+
 CRIU dumps lazily: it writes down which pages of anonymous memory there are, and keeps their content for a page server that nobody
 asks. Its images say what has to be there, so what was missed for whatever reason is sent at last. Of memory that processes share
 it writes the content, too, which is left out of the images where all of it was sent.
@@ -32,17 +38,19 @@ from pathlib import Path
 from typing import Any
 
 from runtime.criu import pagemap, sharedmem
+from runtime.criu.hold import Controller, Decision
 from runtime.errors import ContainerError, KernelError
 from runtime.files import write_all
 from runtime.linux.process import die_with_parent
 from runtime.linux.procfs import number_inside
-from runtime.memory import spans
-from runtime.memory.records import MAX_ADDRESS
+from runtime.memory import later, spans
+from runtime.memory.records import MAX_ADDRESS, PAGE_BYTES
 from runtime.memory.sender import Sender
 from runtime.memory.shared import Shared, mapped
 from runtime.memory.spans import Span
 from runtime.memory.tracker import Process, Tracker, writes_unseen
 
+_SERVE_WAIT_S = 1.0
 _GONE = (errno.ESRCH, errno.ENOENT)
 
 
@@ -58,6 +66,9 @@ class Follow:
         self._fd, self._pids = fd, pids
         self._tracker, self._shared, self._sender = Tracker(), Shared(), Sender(fd)
         self._child = self._result_fd = 0
+        self._later: dict[int, tuple[int, list[Span]]] | None = (
+            None  # by the number of a process; None: nothing is left for later
+        )
         self._began = self._scan_s = 0.0
 
     def close(self) -> None:
@@ -102,6 +113,10 @@ class Follow:
         missing = self._sender.send(process.pid, process.number, changed)
         process.sent = spans.minus(spans.union([*process.sent, *changed]), spans.union(missing))
 
+    def leave_for_later(self) -> None:
+        """What a freeze finds changed is not sent in it, but by `serve`. Idempotent."""
+        self._later = {}
+
     def begin_last(self) -> None:
         """Begin to send what changed since the last pass, while the processes stand still. Raises: ContainerError."""
         started = time.monotonic()
@@ -118,7 +133,9 @@ class Follow:
                 self._tracker.forget(process.pid)
         self._began, self._scan_s = started, time.monotonic() - started
         for process, runs in changed:
-            process.sent = spans.union([*process.sent, *runs])
+            process.sent = spans.union([*process.sent, *runs]) if self._later is None else spans.minus(process.sent, runs)
+        if self._later is not None:
+            changed = [(process, []) for process, _ in changed]
         ours, theirs = os.pipe()
         # Beside CRIU, which is busy with all the rest meanwhile.
         self._child = os.fork()
@@ -156,8 +173,12 @@ class Follow:
             for number, wanted in wanted_of(image_path).items():
                 followed = by_number.get(number)
                 rest = spans.minus(wanted, followed.sent if followed else [])
-                if rest and self._sender.send(pids[number], number, rest):
+                if rest and self._later is not None:
+                    self._later[number] = (pids[number], rest)
+                elif rest and self._sender.send(pids[number], number, rest):
                     raise ContainerError(f"memory of process {number} cannot be read")
+            if self._later is not None:
+                later.note(image_path, {number: runs for number, (_, runs) in self._later.items()})
             late = self._sender.end()
         except KeyError as e:
             raise ContainerError(f"the images tell of a process {e} that is not there") from e
@@ -167,10 +188,31 @@ class Follow:
         return {
             "pages": pages + late.pages,
             "late_pages": late.pages,
+            "later_pages": sum(spans.size(runs) for _, runs in (self._later or {}).values()) // PAGE_BYTES,
             "written_bytes": written_bytes + late.written_bytes,
             "scan_seconds": self._scan_s,
             "seconds": time.monotonic() - self._began,
         }
+
+    def serve(self, controller: Controller) -> None:
+        """Send what was left for later, until all is there, or the decision is said; tell how it went."""
+        server = later.Server(self._fd, self._later or {})
+        try:
+            while not server.through:
+                words = controller.words(0 if server.may_send else _SERVE_WAIT_S)
+                if words is None:
+                    return
+                for at, word in enumerate(words):
+                    if word in (Decision.COMMIT, Decision.ABORT):
+                        controller.unread(words[at:])
+                        return
+                    server.hear(word)
+                if server.may_send:
+                    server.go_on()
+            controller.say("served", pages=server.end(), error="")
+        except (ContainerError, OSError) as e:
+            # Whether it runs on is not for us to say: the decision is still to come.
+            controller.say("served", pages=0, error=str(e))
 
 
 def wanted_of(image_path: Path) -> dict[int, list[Span]]:

@@ -5,6 +5,7 @@
      | <------------------------------ "go"  |
      | {"event": "frozen"} ----------------->|  (checkpoint only) the container stands still
      | {"event": "held", "pid": ...} ------->|  CRIU waits for our answer to a notify
+     | <----------------------------- "serve"|  (checkpoint whose memory follows, only) see follow.py
      | <---------------- "commit" | "abort"  |
      | {"event": "resumed"} ---------------->|  (restore only) the container runs
      | {"event": "done" | "aborted", ...} -->|  or {"event": "error", "error": {...}} at any time
@@ -16,6 +17,7 @@ here, and two copies are worse than a stopped one. No file, `undecided` and `rev
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -87,9 +89,31 @@ class Controller:
             raise ContainerError(f"unexpected word {word!r} on the control descriptor", hint=f"{go} or abort was expected")
         return word == go
 
-    def wait_decision(self) -> Decision:
-        """Wait for the decision. Raises: ContainerError."""
-        word = self._word()
+    def words(self, wait_s: float) -> list[str] | None:
+        """Wait so long for words; return those that there are, None when nobody will say any more."""
+        if b"\n" not in self._buffer and select.select([self._read_fd], [], [], wait_s)[0]:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.read(self._read_fd, 65536)
+            if not data:
+                return None
+            self._buffer += data
+        whole, newline, rest = self._buffer.rpartition(b"\n")
+        if newline:
+            self._buffer = rest
+        return whole.decode(errors="replace").splitlines() if newline else []
+
+    def unread(self, words: list[str]) -> None:
+        """Put words back, to be read again."""
+        self._buffer = "".join(f"{word}\n" for word in words).encode() + self._buffer
+
+    def wait_decision(self, before: Mapping[str, Callable[[str], None]] | None = None) -> Decision:
+        """Wait for the decision; `before` is as for `wait_go`. Raises: ContainerError."""
+        while (word := self._word()) is not None:
+            name, _, rest = word.partition(" ")
+            if before is None or name not in before:
+                break
+            before[name](rest)
         if word in (None, Decision.ABORT) and self._decided_commit():
             return Decision.LEAVE_FROZEN  # who takes the decision back removes the file first
         if word is None:

@@ -35,6 +35,7 @@ from runtime.files import close_all, write_all
 from runtime.linux import sockdiag
 from runtime.linux.process import KCMP_FILE, kcmp, pidfd_getfd, pidfd_open, set_name, spare_from_oom
 from runtime.memory.filler import Filler
+from runtime.memory.later import Arrivals, noted
 from runtime.memory.passes import Passes
 
 SOCKET = "lazy-pages.socket"
@@ -89,8 +90,8 @@ class OwnDaemon:
 
     name = "the filling of memory"
 
-    def __init__(self, image_path: Path, work_path: Path, passes: Passes) -> None:
-        self._image_path, self._work_path, self._passes = image_path, work_path, passes
+    def __init__(self, image_path: Path, work_path: Path, passes: Passes, requests: Path | None) -> None:
+        self._image_path, self._work_path, self._passes, self._requests = image_path, work_path, passes, requests
 
     def start(self, status: int) -> Daemon:
         """Start it, as CriuDaemon does; in the end it tells `status` how it went, as JSON."""
@@ -104,8 +105,9 @@ class OwnDaemon:
                 listener.listen(1)
                 self._passes.look()
                 wanted = wanted_of(self._image_path)
+                later = self._arrivals()
                 os.write(status, b"\0")
-                told = Filler(listener, self._passes, lambda number: wanted.get(number, [])).run()
+                told = Filler(listener, self._passes, lambda number: wanted.get(number, []), later).run()
                 os.write(status, json.dumps(told).encode())
         except (ContainerError, OSError) as e:
             Path(LAZY_LOG).write_text(f"Error (memory): {e}\n")
@@ -113,6 +115,16 @@ class OwnDaemon:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(SOCKET)
+
+    def _arrivals(self) -> Arrivals | None:
+        """Return what of the memory comes later. Raises: ContainerError when nobody can be asked for it."""
+        pages = noted(self._image_path)
+        if pages is None:
+            return None
+        if self._requests is None:
+            hint = "only while the checkpoint serves it, and with --memory-requests"
+            raise ContainerError(f"memory of the images in {self._image_path} was to be sent later", hint=hint)
+        return Arrivals(self._image_path, pages, self._requests)
 
 
 class _Forked:

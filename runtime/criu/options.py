@@ -88,5 +88,6 @@ class RestoreOptions(CriuOptions):
     lsm_mount_context: str | None = None
     preserve_fds: int = 0
     drained_fd: int | None = None  # told when all memory of a lazy restore is there
+    memory_requests: Path | None = None  # FIFO by which memory is asked for that comes after the restore
     systemd_cgroup: bool = False
     mounted_root: bool = False  # the rootfs is a mount point, at the latest when a hold is told to go

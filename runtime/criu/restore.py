@@ -122,7 +122,7 @@ def restore(
                 if controller is not None:
                     pagemap.preload()
                     controller.say("ready")
-                    if not controller.wait_go(on_idle=lambda: _look_ahead(memory)):
+                    if not controller.wait_go(on_idle=lambda: _look_ahead(memory, free=wipe)):
                         raise HoldAborted(f"restore of {container_id} was aborted before it began")
                     images.require(options.image_path)
                     sharedmem.rebuild(options.image_path, memory)
@@ -130,7 +130,7 @@ def restore(
                 if own:
                     options = replace(options, lazy_pages=True)
                 daemon = (
-                    OwnDaemon(options.image_path, options.work_path, memory)
+                    OwnDaemon(options.image_path, options.work_path, memory, options.memory_requests)
                     if own
                     else CriuDaemon(options.image_path, options.work_path, options.page_server)
                 )
@@ -208,10 +208,11 @@ def _require_memory(options: RestoreOptions) -> None:
         raise _lacks_memory(options)
 
 
-def _look_ahead(memory: Passes) -> None:
+def _look_ahead(memory: Passes, *, free: bool) -> None:
     """Do what is to be done with the memory that is here already, as long as nobody waits."""
     memory.look(but_last=True)
-    memory.bring_together()
+    # Passes over memory that goes on changing would fill the file system.
+    memory.bring_together(free=free)
 
 
 def _lacks_memory(options: RestoreOptions) -> ContainerError:

@@ -21,6 +21,9 @@ libc.sethostname.restype = c_int
 libc.setdomainname.argtypes = (c_char_p, ctypes.c_size_t)
 libc.setdomainname.restype = c_int
 libc.syscall.restype = c_long
+libc.fallocate.argtypes = (c_int, c_int, c_long, c_long)
+libc.fallocate.restype = c_int
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 
 # Keeps the interpreter's lock through the call: what clone(2) needs, whose child must find the lock held.
 _locked = ctypes.PyDLL(None, use_errno=True)
@@ -46,6 +49,11 @@ def syscall(name: str, *args: Any) -> int:
     """
     converted = [c_ulong(a & 0xFFFFFFFFFFFFFFFF) if isinstance(a, int) else a for a in args]
     return check(int(libc.syscall(c_long(SYSCALL[name]), *converted)), name)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give back the space of a part of a file, which reads as zeros from then on. Raises: OSError. Source: fallocate(2)."""
+    check(libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length), "fallocate")
 
 
 def clone(flags: int) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from runtime.linux.libc import punch_hole
 from runtime.memory import records
 from runtime.memory.records import MAX_ADDRESS
 from runtime.memory.spans import Span, minus, union
@@ -66,7 +69,7 @@ class Passes:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._seen: set[str] = set()
-        self._maps: list[mmap.mmap] = []
+        self._maps: list[tuple[int, int, Path, mmap.mmap]] = []  # where each lies in our own memory
         self._layers: dict[int, list[list[Piece]]] = {}  # the newest last
         self._covered: dict[int, list[Span]] = {}
 
@@ -79,8 +82,8 @@ class Passes:
 
     def _take(self, path: Path) -> None:
         content, regions = records.read(path)
-        self._maps.append(content)
         base = ctypes.addressof(ctypes.c_char.from_buffer(content))
+        self._maps.append((base, base + len(content), path, content))
         new: dict[int, list[Piece]] = {}
         for region, offset in regions:
             new.setdefault(region.pid, []).append((region.start, region.end, base + offset))
@@ -88,13 +91,31 @@ class Passes:
             self._layers.setdefault(pid, []).extend(layers(_joined(pieces)))
             self._covered[pid] = union([*self._covered.get(pid, []), *(p[:2] for p in pieces)])
 
-    def bring_together(self) -> None:
-        """Make one layer of each process's, so that less is to be looked at for an address."""
-        for pid, found in self._layers.items():
+    def bring_together(self, *, free: bool = False) -> None:
+        """Make one layer of each process's, so that less is to be looked at for an address.
+
+        With `free` what newer passes have is taken out of the files of older ones, where their file system can do that.
+        """
+        for found in self._layers.values():
             while len(found) > 1:
                 newer = found.pop(1)
+                old = clip(found[0], [p[:2] for p in newer])
                 found[0] = sorted(newer + without(found[0], newer))
-            self._layers[pid] = found
+                if free:
+                    with contextlib.suppress(OSError):
+                        self._free(old)
+
+    def _free(self, pieces: Sequence[Piece]) -> None:
+        holes = union((content, content + end - start) for start, end, content in pieces)
+        for base, behind, path, _ in self._maps:
+            inside = [(max(start, base), min(end, behind)) for start, end in holes if start < behind and end > base]
+            if inside:
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                try:
+                    for start, end in inside:
+                        punch_hole(fd, start - base, end - start)
+                finally:
+                    os.close(fd)
 
     def forget(self) -> None:
         """Remove the passes from their directory; those who have them open read on. Idempotent. Raises: OSError."""
@@ -107,8 +128,13 @@ class Passes:
 
     def pieces(self, pid: int, spans: Sequence[Span]) -> list[Piece]:
         """Return what there is of these ranges of a process, sorted."""
-        self.bring_together()
-        return clip(next(iter(self._layers.get(pid, [])), []), spans)
+        found: list[Piece] = []
+        for start, end, _ in clip([(a, b, 0) for a, b in self.covered(pid)], spans):
+            while start < end and (located := self.locate(pid, start)) is not None:
+                behind = min(located[1], end)
+                found.append((start, behind, located[0]))
+                start = behind
+        return found
 
     def locate(self, pid: int, address: int) -> tuple[int, int] | None:
         """Return where the content of an address is, and up to which address it goes on there; None where there is none."""

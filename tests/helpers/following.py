@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.memory import records
+from runtime.memory.later import CONTENT_FILE
 from tests.helpers.oci import Oci
 
 null = subprocess.DEVNULL
@@ -22,6 +23,7 @@ class Following:
     def __init__(self, oci: Oci, images: Path, place: Path) -> None:
         self.images, self.place = images, place
         place.mkdir()
+        self.later = False  # what comes from now on is not a pass, but what follows the restore
         self._read, write = os.pipe()
         self._sock, theirs = socket.socketpair()
         self._sock.settimeout(60)
@@ -43,11 +45,13 @@ class Following:
         with os.fdopen(self._read, "rb") as stream:
             out = None
             while head := stream.read(records.PAGE_BYTES):
-                out = out or (self.place / "arriving").open("wb")
+                out = out or (self.place / (CONTENT_FILE if self.later else "arriving")).open("wb", buffering=0)
                 regions = records.parse(head)
                 out.write(head + stream.read(sum(r.pages for r in regions) * records.PAGE_BYTES))
                 if not regions:
                     out.close()
+                    if self.later:
+                        break
                     (self.place / "arriving").rename(self.place / records.name(number))
                     out, number = None, number + 1
 

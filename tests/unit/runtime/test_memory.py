@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import ContainerError
 from runtime.memory import passes, records, spans
-from runtime.memory.filler import _Process
+from runtime.memory.filler import _Pieces
 from runtime.memory.passes import Passes, Piece
 from runtime.memory.records import PAGE_BYTES, Region
 
@@ -71,14 +71,14 @@ def test_layers_do_not_overlap(written: list[tuple[int, int]]) -> None:
 
 @given(runs, runs, st.integers(0, 40))
 def test_what_a_process_still_lacks(filled: list[tuple[int, int]], dropped: list[tuple[int, int]], at: int) -> None:
-    pieces = [(a, b, a + (1 << 30)) for a, b in spans.union(filled)]
-    process = _Process(-1, 1, pieces)
+    pieces = _Pieces([(a, b, a + (1 << 30)) for a, b in spans.union(filled)])
     lost: set[int] = set()
     for start, end in dropped:
-        lost |= set(content(process.drop(start, end)))
+        assert set(content(pieces.of_content(start + (1 << 30), end + (1 << 30)))) == set(content(pieces.within(start, end)))
+        lost |= set(content(pieces.drop(start, end)))
     assert lost == pages(filled) & pages(dropped)
     address = at * PAGE_BYTES
-    found = process.find(address)
+    found = pieces.find(address)
     if address in pages(filled) - pages(dropped):
         assert found is not None and (found[0], found[2]) == (address, address + (1 << 30))
     else:
@@ -136,6 +136,24 @@ def test_the_newest_content_is_found(written: list[list[tuple[int, int]]], toget
             if located is not None:
                 run = {newest[a] for a in range(address, located[1], PAGE_BYTES)}
                 assert run == {ctypes.string_at(located[0], 1)} == {ctypes.string_at(located[0] + located[1] - address - 1, 1)}
+
+
+def test_what_newer_passes_have_takes_no_space(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        data = b"".join(
+            records.head(b) + bytes([number]) * (1024 * PAGE_BYTES) for b in records.batches(7, [(0, 1024 * PAGE_BYTES)])
+        )
+        (tmp_path / records.name(number)).write_bytes(data + records.END)
+    found = Passes(tmp_path)
+    found.look()
+    found.bring_together(free=True)
+    taken = [(tmp_path / records.name(n)).stat().st_blocks * 512 for n in range(1, 4)]
+    assert max(taken[:2]) <= 4 * PAGE_BYTES and taken[2] >= 1024 * PAGE_BYTES
+    located = found.locate(7, 5 * PAGE_BYTES)
+    assert located is not None and ctypes.string_at(located[0], 1) == b"\3"
+    again = Passes(tmp_path)
+    again.look()
+    assert again.covered(7) == [(0, 1024 * PAGE_BYTES)], "the passes can be read still"
 
 
 def test_passes_on_disk(tmp_path: Path) -> None:
