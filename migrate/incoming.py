@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -28,6 +29,7 @@ class TreeReceiver:
     def __init__(self, root: Path, flat: bool = False) -> None:
         self._flat = flat
         self._root_fd = os.open(root, DIRECTORY)
+        fcntl.flock(self._root_fd, fcntl.LOCK_SH)  # who wants it as it is now sees that it is still written to
         self._buffer = memoryview(bytearray(PIECE_BYTES))
         self._unpacker = Unpacker()
         # Times and modes of directories are set at the end: writing into one changes them.
@@ -141,7 +143,7 @@ class TreeReceiver:
                 raise ProtocolError(f"the other side sent changes to {os.fsdecode(entry.path)!r}, which has other names")
             self._content(entry, fd, wire)
             os.ftruncate(fd, entry.size)
-            for attribute in _own_attributes(fd) - set(entry.xattrs):
+            for attribute in own_attributes(fd) - set(entry.xattrs):
                 os.removexattr(fd, attribute)
         finally:
             os.close(fd)
@@ -206,6 +208,8 @@ class TreeReceiver:
         try:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, stat.S_IMODE(entry.mode))
+            for attribute in own_attributes(fd) - set(entry.xattrs):
+                os.removexattr(fd, attribute)  # of an earlier pass
             for attribute, value in entry.xattrs.items():
                 os.setxattr(fd, attribute, value)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
@@ -213,10 +217,10 @@ class TreeReceiver:
             os.close(fd)
 
 
-def _own_attributes(fd: int) -> set[str]:
+def own_attributes(path: int | str, follow: bool = True) -> set[str]:
     """Return the extended attributes that are the file's, and not those that the host's security module gives each."""
     try:
-        names = os.listxattr(fd)
+        names = os.listxattr(path, follow_symlinks=follow)
     except OSError as e:
         if e.errno == errno.ENOTSUP:
             return set()

@@ -1,54 +1,93 @@
-"""The layers of overlays on this host: look at them, keep them by their digests, mount them.
-
-    /var/lib/ferry/layers/DIGEST        a layer that another host sent; nothing in it is ever changed
-    /var/lib/ferry/layers/.ID-N         one that is on its way, of the move ID
-
-What is in the store stays there for the next container that has it: `migrate layers` lists and removes it.
-"""
+"""The layers of overlays on this host: look at them, tell what is in them, mount them."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from migrate import mounts, places
 from migrate.errors import TransferFailed
+from migrate.incoming import own_attributes
 from migrate.manifest import Inode, Item
 from migrate.overlay import DIGEST, Layer, Overlay
 from migrate.rootfs import DIRECTORY, open_regular, opened_parent, scan
 
 _PIECE_BYTES = 1 << 20
-_TIMEOUT_S = 30.0
+_PARAMETERS = Path("/sys/module/overlay/parameters")
+_UMOUNT_NOFOLLOW = 8
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def at(root: str | Path) -> Overlay | None:
     """Return the overlay that is mounted at a path, its layers without digests; None when there is none, but something else."""
     real = os.path.realpath(root)
     mounted = [m for m in mounts.all_mounts() if m.point == real]
-    return Overlay.read(real, mounted[-1].options) if mounted and mounted[-1].kind == "overlay" else None
+    if not mounted or mounted[-1].kind != "overlay":
+        return None
+    mount = mounted[-1]
+    found = Overlay.read(real, mount.options, _usual())
+    strange = [] if mount.root == "/" else ["only a part of it mounted there"]
+    elsewhere = {m.point for m in mounts.all_mounts() if m.device == mount.device} | set(mounted_with(found.upper))
+    strange += [f"another mount, at {point}" for point in sorted(elsewhere - {real})]
+    return replace(found, unsupported=(*found.unsupported, *strange))
+
+
+def _usual() -> dict[str, str]:
+    """Return the options of an overlay that nobody asked for, and that the kernel therefore does not tell."""
+
+    def is_on(name: str, otherwise: bool = False) -> bool:
+        try:
+            return (_PARAMETERS / name).read_text().strip() == "Y"
+        except OSError:
+            return otherwise
+
+    follows = "follow" if is_on("redirect_always_follow", otherwise=True) else "nofollow"
+    return {
+        "index": "on" if is_on("index") else "off",
+        "nfs_export": "on" if is_on("nfs_export") else "off",
+        "redirect_dir": "on" if is_on("redirect_dir") else follows,
+        "metacopy": "on" if is_on("metacopy") else "off",
+    }
+
+
+def mounted_with(upper: str) -> list[str]:
+    """Return where overlays are mounted that have this upper layer."""
+    found = [m for m in mounts.all_mounts() if m.kind == "overlay"]
+    return [m.point for m in found if upper and Overlay.read(m.point, m.options, {}).upper == upper]
 
 
 def looked_at(overlay: Overlay) -> Overlay:
     """Return an overlay with the digests and sizes of its layers. Raises: TransferFailed."""
     if overlay.unsupported:
         return replace(overlay, layers=(), upper="", work="", options=())
-    return replace(overlay, layers=tuple(Layer(layer.path, *digest(Path(layer.path))) for layer in overlay.layers))
+    return replace(overlay, layers=tuple(_looked_at(Path(layer.path)) for layer in overlay.layers))
+
+
+def _looked_at(path: Path) -> Layer:
+    if path.parent == places.LAYERS and DIGEST.fullmatch(path.name):
+        return Layer(str(path), path.name, size(path))
+    return Layer(str(path), *digest(path))
+
+
+def size(root: Path) -> int:
+    """Return how many bytes the files of a layer have. Raises: TransferFailed."""
+    return sum({item.inode: item.size for item in scan(root).values()}.values())
 
 
 def digest(root: Path) -> tuple[str, int]:
     """Return what tells a layer from all that differ from it in anything a container sees, and how many bytes its files have.
 
-    The time of modification of the root itself is left out: nobody but who makes the layer sees it. Raises: TransferFailed.
+    The time of modification of the root itself is left out: nobody but who makes the layer sees it. So are the labels that a
+    host's security module gives. Raises: TransferFailed.
     """
     manifest = scan(root)
-    total, size = hashlib.blake2b(digest_size=20), 0
+    total, read_bytes = hashlib.blake2b(digest_size=20), 0
     names: dict[Inode, bytes] = {}
     root_fd = os.open(root, DIRECTORY)
     try:
@@ -60,10 +99,10 @@ def digest(root: Path) -> tuple[str, int]:
             except OSError as e:
                 raise TransferFailed(f"cannot read {root}/{os.fsdecode(path)}: {e.strerror}") from e
             total.update(one)
-            size += read
+            read_bytes += read
     finally:
         os.close(root_fd)
-    return total.hexdigest(), size
+    return total.hexdigest(), read_bytes
 
 
 def _entry(root_fd: int, item: Item, first: bytes) -> tuple[bytes, int]:
@@ -76,7 +115,7 @@ def _entry(root_fd: int, item: Item, first: bytes) -> tuple[bytes, int]:
     if is_root:
         _tell(told, *_xattrs(f"/proc/self/fd/{root_fd}", follow=True))
         return told.digest(), 0
-    size = 0
+    read = 0
     if first != item.path:
         return told.digest(), 0
     with opened_parent(root_fd, item.path) as (parent, name):
@@ -90,12 +129,12 @@ def _entry(root_fd: int, item: Item, first: bytes) -> tuple[bytes, int]:
             with open(fd, "rb", buffering=0) as f:
                 while data := f.read(_PIECE_BYTES):
                     told.update(data)
-                    size += len(data)
-    return told.digest(), size
+                    read += len(data)
+    return told.digest(), read
 
 
 def _xattrs(path: str, follow: bool) -> Iterator[bytes]:
-    for name in sorted(os.listxattr(path, follow_symlinks=follow)):
+    for name in sorted(own_attributes(path, follow)):
         yield os.fsencode(name)
         yield os.getxattr(path, name, follow_symlinks=follow)
 
@@ -103,61 +142,6 @@ def _xattrs(path: str, follow: bool) -> Iterator[bytes]:
 def _tell(told: hashlib.blake2b, *fields: bytes) -> None:
     for field in fields:
         told.update(b"%d:" % len(field) + field)
-
-
-def stored() -> dict[str, int]:
-    """Return the layers that are kept here: how many bytes each takes."""
-    try:
-        names = sorted(n for n in os.listdir(places.LAYERS) if DIGEST.fullmatch(n))
-    except FileNotFoundError:
-        return {}
-    return {n: _size(places.LAYERS / n) for n in names}
-
-
-def have(digests: tuple[str, ...]) -> tuple[str, ...]:
-    """Return which of these layers are kept here."""
-    return tuple(d for d in dict.fromkeys(digests) if DIGEST.fullmatch(d) and (places.LAYERS / d).is_dir())
-
-
-def _size(root: Path) -> int:
-    return sum({item.inode: item.size for item in scan(root).values()}.values())
-
-
-def keep(arrived: Path, expected: str) -> None:
-    """Put a layer that has come into the store. Raises: TransferFailed when it is not what it was said to be; OSError."""
-    found, _ = digest(arrived)
-    if found != expected:
-        raise TransferFailed(
-            f"a layer has come as another one: {found} and not {expected}", hint="can this file system keep all attributes?"
-        )
-    try:
-        arrived.rename(places.LAYERS / expected)
-    except OSError:
-        if not have((expected,)):
-            raise
-        shutil.rmtree(arrived)  # another move was faster
-
-
-def in_use() -> set[str]:
-    """Return the digests of the layers that are mounted on this host, as far as this mount namespace shows."""
-    found = set()
-    for mount in mounts.all_mounts():
-        if mount.kind == "overlay":
-            for layer in Overlay.read(mount.point, mount.options).layers:
-                path = Path(layer.path)
-                if path.parent == places.LAYERS:
-                    found.add(path.name)
-    return found
-
-
-def remove(digest: str) -> None:
-    """Remove a layer from the store, at once or not at all. Idempotent."""
-    gone = places.LAYERS / f".gone-{digest}"
-    with contextlib.suppress(OSError):
-        (places.LAYERS / digest).rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        places.LAYERS.rmdir()
 
 
 def mount(overlay: Overlay, bundle: str) -> None:
@@ -173,37 +157,35 @@ def mount(overlay: Overlay, bundle: str) -> None:
     finally:
         os.close(bundle_fd)
     try:
-        # As the descriptor says, not as its path is read once more.
-        _run(
-            "mount",
-            "--no-canonicalize",
-            "-t",
-            "overlay",
-            "-o",
-            overlay.mount_options(),
-            "overlay",
-            f"/proc/self/fd/{fd}",
-            fds=(fd,),
-        )
+        _mount(overlay, f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
+
+
+def _mount(overlay: Overlay, where: str) -> None:
+    options = overlay.mount_options().encode()
+    # mount(8) may have the options cut into pieces that are too small for many layers.
+    if _libc.mount(b"overlay", os.fsencode(where), b"overlay", ctypes.c_ulong(0), options):
+        number = ctypes.get_errno()
+        hint = "can its file system be the upper layer of an overlay? dmesg says more"
+        raise TransferFailed(f"cannot mount an overlay at {overlay.root}: {os.strerror(number)}", hint=hint)
 
 
 def unmount(overlay: Overlay) -> None:
     """Take an overlay away from its root. Idempotent. Raises: TransferFailed."""
     mounted = at(overlay.root)
-    if mounted is not None and mounted.upper == overlay.upper:
-        _run("umount", "--no-canonicalize", overlay.root)
+    if mounted is not None and mounted.upper == overlay.upper and _libc.umount2(os.fsencode(overlay.root), _UMOUNT_NOFOLLOW):
+        raise TransferFailed(f"cannot unmount {overlay.root}: {os.strerror(ctypes.get_errno())}", hint="who uses it? fuser -m")
 
 
-def _run(*argv: str, fds: tuple[int, ...] = ()) -> None:
+def try_to_mount(overlay: Overlay, scratch: Path) -> None:
+    """Mount an overlay of the same kind for a moment, in a directory that is made for it. Raises: TransferFailed, OSError."""
+    trial = replace(overlay, root=str(scratch / "root"), upper=str(scratch / "upper"), work=str(scratch / "work"))
+    for path in (trial.root, trial.upper, trial.work):
+        os.makedirs(path, 0o700)
     try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, pass_fds=fds
-        )
-    except OSError as e:
-        raise TransferFailed(f"cannot run {argv[0]}: {e.strerror}") from e
-    except subprocess.TimeoutExpired as e:
-        raise TransferFailed(f"{' '.join(argv)} does not end") from e
-    if done.returncode:
-        raise TransferFailed(f"{' '.join(argv)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
+        _mount(trial, trial.root)
+        unmount(trial)
+    finally:
+        if not mounts.below(scratch):
+            shutil.rmtree(scratch)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 
 class Mount(NamedTuple):
-    """`options` are the file system's own, `root` is what of it is mounted."""
+    """`options` are the file system's own, as the kernel escapes them, `root` is what of it is mounted, `device` its number."""
 
     point: str
     kind: str
     options: str
     source: str
     root: str
+    device: str
 
 
 def all_mounts() -> list[Mount]:
@@ -23,9 +25,14 @@ def all_mounts() -> list[Mount]:
     found = []
     for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
         left, _, right = line.partition(" - ")
-        (_, _, _, root, point, *_), fields = left.split(" "), right.split(" ")
-        found.append(Mount(point.replace("\\040", " "), fields[0], fields[-1], fields[1], root))
+        (_, _, device, root, point, *_), fields = left.split(" "), right.split(" ")
+        found.append(Mount(unescaped(point), fields[0], fields[-1], fields[1], unescaped(root), device))
     return found
+
+
+def unescaped(text: str) -> str:
+    """Undo how the kernel writes spaces, commas and the like in mountinfo. Source: seq_file.c, mangle_path and seq_escape."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def _mount_of(path: str | Path) -> Mount | None:

@@ -152,10 +152,13 @@ def make(net: Network) -> None:
 
 def _ask(net: Network, how: dict[str, tuple[int, int]]) -> None:
     """Say after how many milliseconds, and how often, neighbours are asked for their addresses again."""
+    # An interface too small for IPv6, or a host without it, has no table for its neighbours.
+    there = {(d["name"], d.get("dev")) for d in _json("ip", "-j", "-n", net.name, "ntable", "show")}
     lines = [
         f"ntable change name {table} dev {i.name} retrans {retrans_ms} mcast_probes {probes}"
         for table, (retrans_ms, probes) in how.items()
         for i in net.interfaces
+        if (table, i.name) in there
     ]
     _batch("-n", net.name, lines=lines)
 

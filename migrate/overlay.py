@@ -13,15 +13,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from migrate.mounts import unescaped
+
 DIGEST = re.compile(r"[0-9a-f]{40}")
 # What mount(2) takes of options, less what these are besides the layers.
 _MOST_BYTES = 3900
-# Said of the mount, not of the file system; or what the kernel says when nobody asked for it.
-_OF_THE_MOUNT = {"rw", "relatime", "noatime", "nodiratime", "lazytime", "xino=off", "index=off", "nfs_export=off", "uuid=null"}
+# Said of the mount, not of what is in it; each host has its own.
+_OF_THE_MOUNT = {"rw", "relatime", "noatime", "nodiratime", "lazytime", "seclabel", "xino=off", "uuid=null"}
 # They mean the same on any host.
 _KEPT = {
-    "redirect_dir=on", "redirect_dir=off", "redirect_dir=follow", "redirect_dir=nofollow", "metacopy=on", "metacopy=off",
-    "userxattr", "volatile", "xino=on", "xino=auto", "uuid=on", "uuid=auto", "uuid=off", "default_permissions",
+    "index=off", "nfs_export=off", "redirect_dir=on", "redirect_dir=off", "redirect_dir=follow", "redirect_dir=nofollow",
+    "metacopy=on", "metacopy=off", "userxattr", "volatile", "xino=on", "xino=auto", "uuid=on", "uuid=auto", "uuid=off",
+    "default_permissions",
 }  # fmt: skip
 
 
@@ -46,25 +49,30 @@ class Overlay:
     unsupported: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, root: str, options: str) -> Self:
-        """Read the options that /proc/self/mountinfo has of the file system which is mounted at `root`."""
+    def read(cls, root: str, options: str, usual: Mapping[str, str]) -> Self:
+        """Read the options that /proc/self/mountinfo has of the file system which is mounted at `root`.
+
+        `usual` are those that the kernel does not tell, since they are its own: on another host they may be other ones.
+        """
         lower: list[str] = []
         single: dict[str, str] = {}
-        kept, unsupported = [], []
-        # Commas and colons of names are escaped.
-        for option in re.split(r"(?<!\\),", options):
-            key, _, value = option.partition("=")
+        kept: dict[str, str] = {}
+        unsupported = []
+        for option in options.split(","):  # one in a name is escaped
+            key, _, value = unescaped(option).partition("=")
             if key == "lowerdir":
                 lower += [_name(p) for p in re.split(r"(?<!\\):", value)]
             elif key == "lowerdir+":
                 lower.append(_name(value))
             elif key in ("upperdir", "workdir"):
                 single[key] = _name(value)
-            elif option in _KEPT:
-                kept.append(option)
             elif option not in _OF_THE_MOUNT:
-                unsupported.append(f"the option {option}")
-        found = cls(root, tuple(Layer(p) for p in lower), single.get("upperdir", ""), single.get("workdir", ""), tuple(kept))
+                kept[key] = value
+        told = {**({} if "userxattr" in kept else usual), **kept}
+        options_of = tuple(sorted(f"{key}={value}" if value else key for key, value in told.items()))
+        unsupported += [f"the option {option}" for option in options_of if option not in _KEPT]
+        kept_options = tuple(option for option in options_of if option in _KEPT)
+        found = cls(root, tuple(Layer(p) for p in lower), single.get("upperdir", ""), single.get("workdir", ""), kept_options)
         return replace(found, unsupported=(*unsupported, *found._unusable()))
 
     def _unusable(self) -> list[str]:
@@ -110,8 +118,8 @@ class Overlay:
 
         Nobody who writes what is in the bundle, or in that layer, can so choose where it is.
         """
-        if self.unsupported or not all(self.digests) or not self.root.startswith(f"{bundle}/"):
-            raise ValueError(f"{self.root} cannot be made elsewhere")
+        if self.unsupported or not all(self.digests) or not self.root.startswith(f"{bundle}/") or not _is_plain(bundle):
+            raise ValueError(f"an overlay at {self.root} cannot be made for the bundle {bundle}")
         layers = tuple(replace(layer, path=f"{store}/{layer.digest}") for layer in self.layers)
         found = replace(self, layers=layers, upper=f"{beside(bundle)}/upper", work=f"{beside(bundle)}/work")
         if len(found.mount_options()) > _MOST_BYTES:
@@ -121,6 +129,7 @@ class Overlay:
     def mount_options(self) -> str:
         """Return the options of mount(8)."""
         lower = ":".join(layer.path for layer in self.layers)
+        # What is not said here would be the kernel's own choice, and another one on each host.
         return ",".join([f"lowerdir={lower}", f"upperdir={self.upper}", f"workdir={self.work}", *self.options])
 
     def inside(self, directory: str) -> tuple[bytes, ...]:

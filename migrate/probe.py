@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from migrate import __version__, cni, command, layers, locks, mounts, netns, places, processes, records, volume
+from migrate import __version__, cni, command, layer_store, layers, locks, mounts, netns, places, processes, records, volume
 from migrate.errors import MigrateError, RuntimeFailed
 from migrate.facts import TOOLS, BundleFacts, ContainerFacts, HostFacts, Needs
 from migrate.network import Network, name_of
@@ -97,7 +97,7 @@ def host_facts(bundle: str | None, container: str | None, cpu: str | None, neede
         addresses=netns.own_addresses() if needs.network else (),
         network_exists=bool(needs.network) and netns.exists(needs.network),
         cni=tuple(cni.usable()) if needs.network else (),
-        layers=layers.have(needs.layers),
+        layers=layer_store.have(needs.layers),
         clock_ns=time.time_ns(),
     )
 

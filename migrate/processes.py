@@ -53,18 +53,25 @@ def _shared_mappings(process: Path) -> set[Inode]:
     return found
 
 
-def mapped_names(init_pid: int, device: int) -> set[bytes]:
-    """Return what of a file system a container's processes have mapped shared and writable: paths in it, without a /."""
+def mapped_names(init_pid: int, device: int) -> set[bytes] | None:
+    """Return what of a file system a container's processes have mapped shared and writable: paths in it, without a /.
+
+    None when that is not known of all of it: a name may be gone while the file has another one.
+    """
     where = f"{os.major(device):02x}:{os.minor(device):02x}"
     found = set()
     for process in family(init_pid):
-        with contextlib.suppress(OSError):
+        try:
             for place, permissions, on, inode, _ in _mappings(process):
                 if on == where and permissions[1] == "w" and permissions[3] == "s" and inode:
                     start, end = (f"{int(n, 16):x}" for n in place.split("-"))
-                    with contextlib.suppress(FileNotFoundError):  # unmapped meanwhile
-                        found.add(os.readlink(os.fsencode(process / f"map_files/{start}-{end}")))
-    return {name.lstrip(b"/") for name in found if not name.endswith(b" (deleted)")}
+                    found.add(os.readlink(os.fsencode(process / f"map_files/{start}-{end}")))
+        except (FileNotFoundError, ProcessLookupError):
+            if process.exists():
+                return None
+        except OSError:
+            return None
+    return None if any(name.endswith(b" (deleted)") for name in found) else {name.lstrip(b"/") for name in found}
 
 
 def _mappings(process: Path) -> Iterator[tuple[str, str, str, int, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from migrate import layers, locks, places, probe, records
+from migrate import layer_store, locks, places, probe, records
 from migrate.agent.side import Side, checked_flags
 from migrate.errors import MigrateError, ProtocolError
 from migrate.facts import to_json
@@ -42,10 +42,13 @@ class HostSide(Side):
         if prune and self._permissions.restricted:
             raise ProtocolError("this agent may not remove layers")
         noted = [records.target(places.history(r.migration_id)) for r in records.unfinished() if r.role == "target"]
-        used = layers.in_use() | {layer["digest"] for note in noted if note.get("overlay") for layer in note["overlay"]["layers"]}
-        kept = layers.stored()
-        for digest in kept.keys() - used if prune else ():
-            layers.remove(digest)
+        with layer_store.locked():
+            wanted = {layer["digest"] for note in noted for layer in (note.get("overlay") or {}).get("layers", ())}
+            used = layer_store.in_use() | wanted
+            kept = layer_store.stored()
+            for digest in kept.keys() - used if prune else ():
+                layer_store.remove(digest)
+            layer_store.sweep()
         return {"layers": [{"digest": d, "size_bytes": size, "used": d in used} for d, size in kept.items()]}
 
     def reach(self, address: dict[str, Any], remote_command: str) -> dict[str, Any]:

@@ -138,10 +138,9 @@ class SourceData(SourceNetwork):
 
     def _removals(self) -> list[Callable[[], None]]:
         """Return what removes the bundle, the volumes that moved along, and what the root was made of."""
-        own = source_layers.own_directories(self._overlay, self._bundle)
-        paths = (*self._volumes, *own, self._bundle)
-        return [
-            functools.partial(source_layers.unmount, self._overlay),
-            *(functools.partial(volumes.remove, path, self._inodes.get(path), self._migration()) for path in paths),
-            functools.partial(source_layers.remove_beside, self._overlay, self._bundle),
-        ]
+
+        def remove(path: str) -> None:
+            volumes.remove(path, self._inodes.get(path), self._migration())
+
+        root = functools.partial(source_layers.remove_root, self._overlay, self._bundle, remove)
+        return [*(functools.partial(remove, path) for path in self._volumes), root]

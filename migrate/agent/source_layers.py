@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from migrate import layers, overlay, processes
-from migrate.errors import MigrateError, ProtocolError
+from migrate.errors import MigrateError, ProtocolError, TransferFailed
 from migrate.manifest import Inode
 from migrate.overlay import Overlay
 from migrate.rootfs import DIRECTORY, opened_parent
@@ -22,6 +23,8 @@ def checked(plan: dict[str, Any], rootfs: str) -> Overlay | None:
     """Return the overlay of a plan, None for none. Raises: ProtocolError when the root is another, MigrateError."""
     planned = noted(plan)
     found = layers.at(rootfs)
+    if found is not None and found.unsupported:
+        raise ProtocolError(f"{rootfs} is an overlay with {found.unsupported[0]}")
     if (found is None) != (planned is None) or (found and planned and _places(found) != _places(planned)):
         raise ProtocolError(f"{rootfs} is not the overlay that the plan is for")
     return planned
@@ -59,6 +62,9 @@ def mapped(of: Overlay, init_pid: int, tree: Tree) -> set[Inode]:
     The kernel tells of them as files of the overlay, whose numbers are other ones: they are found by their names.
     """
     names = processes.mapped_names(init_pid, os.stat(of.root).st_dev)
+    any_file = {item.inode for item in tree.items.values() if item.is_file}
+    if names is None:
+        return any_file
     found: set[Inode] = set()
     root_fd = os.open(of.upper, DIRECTORY)
     try:
@@ -67,8 +73,7 @@ def mapped(of: Overlay, init_pid: int, tree: Tree) -> set[Inode]:
                 with opened_parent(root_fd, name) as (parent, last):
                     st = os.stat(last, dir_fd=parent, follow_symlinks=False)
             except (OSError, ProtocolError):
-                # It has another name, below a mount of a part of the root: any file may be it.
-                return {item.inode for item in tree.items.values() if item.is_file}
+                return any_file  # it has another name, below a mount of a part of the root
             if stat.S_ISREG(st.st_mode):
                 found.add((st.st_dev, st.st_ino))
     finally:
@@ -76,15 +81,15 @@ def mapped(of: Overlay, init_pid: int, tree: Tree) -> set[Inode]:
     return found
 
 
-def unmount(of: Overlay | None) -> None:
-    """Take the overlay away. Idempotent. Raises: TransferFailed."""
-    if of is not None:
-        layers.unmount(of)
-
-
-def remove_beside(of: Overlay | None, bundle: str) -> None:
-    """Remove the directory that Ferry made for a bundle's own layer, when it is empty. Idempotent."""
+def remove_root(of: Overlay | None, bundle: str, remove: Callable[[str], None]) -> None:
+    """Unmount the overlay, if it is one, and remove what is the container's own. Idempotent. Raises: MigrateError, OSError."""
     if of is None:
+        remove(bundle)
         return
+    layers.unmount(of)
+    if elsewhere := layers.mounted_with(of.upper):
+        raise TransferFailed(f"{of.upper} is kept: it is mounted at {elsewhere[0]}", hint="unmount it, then remove it by hand")
+    for path in (*own_directories(of, bundle), bundle):
+        remove(path)
     with contextlib.suppress(OSError):
         os.rmdir(overlay.beside(bundle))

@@ -24,7 +24,7 @@ from migrate.agent.bulk import ALLOWED
 from migrate.agent.made import Made
 from migrate.agent.side import checked_flags, network_of, wipe
 from migrate.agent.target_layers import TargetLayers
-from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed
+from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
 from migrate.recover import Target, on_target
 from migrate.warm import warm
 
@@ -65,8 +65,8 @@ class TargetSide(TargetLayers):
         """
         wanted = network_of(network)
         self._permissions.require_bundle(bundle)
-        self._plan_overlay(overlay, bundle, migration_id)
-        paths = [self._permissions.require_bundle(p) for p in (bundle, *volumes, *self._own_directories(bundle))]
+        own = self._plan_overlay(overlay, bundle, migration_id)
+        paths = [self._permissions.require_bundle(p) for p in (bundle, *volumes, *own)]
         self._permissions.require_command(origin.get("remote_command"))
         self._take(migration_id, container, coordinator, new=True)
         try:
@@ -99,17 +99,17 @@ class TargetSide(TargetLayers):
             self._note(directory, {**note, "made": [m.as_dict() for m in self._made], **self._overlay_note()})
             for made in self._made:
                 made.make()
-            filled = self._make_layers()
+            self._make_layers()
             if wanted is not None:
                 netns.make(wanted)
                 self._network, self._network_inode = wanted, netns.inode(wanted.name)
             made_now = {"made": [m.as_dict() for m in self._made], "network_inode": self._network_inode, **self._overlay_note()}
             self._note(directory, {**note, **made_now})
-            (places.working(migration_id) / ALLOWED).write_text(json.dumps([bundle, *volumes, *filled]))
-        except (OSError, NetworkFailed) as e:
+            self._allow([bundle, *volumes, *self._fill()])
+        except (OSError, NetworkFailed, TransferFailed) as e:
             with contextlib.suppress(MigrateError):
                 self.discard()
-            if isinstance(e, NetworkFailed):
+            if isinstance(e, MigrateError):
                 raise
             raise MigrateError(f"cannot prepare {bundle}: {e.strerror}") from e
         return {"layers": {digest: made.path for digest, made in self._coming.items()}}
@@ -130,6 +130,16 @@ class TargetSide(TargetLayers):
                 return {"seen": False}
             time.sleep(_LOOK_S)
 
+    def _allow(self, roots: list[str]) -> None:
+        """Say to whom it may concern what the source may write to."""
+        (places.working(self._migration()) / ALLOWED).write_text(json.dumps(roots))
+
+    def keep_layers(self) -> None:
+        """Put the layers that have come into the store. Raises: TransferFailed when one is not what it was said to be."""
+        filled = [self._overlay.upper] if self._overlay else []
+        self._allow([*(m.path for m in self._made if m.path != self._beside), *filled])
+        self._keep_layers()
+
     @staticmethod
     def _note(directory: Path, note: dict[str, Any]) -> None:
         path = directory / "target.json"
@@ -143,6 +153,7 @@ class TargetSide(TargetLayers):
     def hold_restore(self, flags: list[str], memory_bytes: int = 0, pre_copy: bool = False) -> None:
         """Start the restore: everything but the images is ready. With `pre_copy` the memory comes before them."""
         migration = self._migration()
+        self._try_root()
         arguments = ["restore", "--detach", "--image-path", str(places.images(migration)), "--bundle", self._bundle]
         arguments += ["--decision", str(places.released(migration)), *(["--mounted-root"] if self._overlay else [])]
         if pre_copy:
@@ -299,9 +310,10 @@ class TargetSide(TargetLayers):
         if state is not None and state["bundle"] == self._bundle:  # not one that somebody made meanwhile
             command.run("delete", "--force", self._container)
         wipe(places.working(self._id))
-        self._remove_layers()
+        self._unmount_root()
         for made in self._made:
             made.remove()
+        self._remove_layers()
         self._remove_network()
         if keep_record:
             records.close(self._id)

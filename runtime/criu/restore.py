@@ -210,9 +210,9 @@ def _require_memory(options: RestoreOptions) -> None:
 
 def _look_ahead(memory: Passes, *, free: bool) -> None:
     """Do what is to be done with the memory that is here already, as long as nobody waits."""
-    memory.look(but_last=True)
-    # Passes over memory that goes on changing would fill the file system.
+    # Passes over memory that goes on changing would fill the file system. Not the newest: the next may be that of the freeze.
     memory.bring_together(free=free)
+    memory.look(but_last=True)
 
 
 def _lacks_memory(options: RestoreOptions) -> ContainerError:

@@ -100,7 +100,7 @@ def counts(bed: Bed, host: str, other: str) -> None:
 
 
 def stored(bed: Bed, host: str) -> list[str]:
-    return sorted(os.listdir(bed.path(host, STORE))) if bed.path(host, STORE).exists() else []
+    return sorted(n for n in os.listdir(bed.path(host, STORE)) if n[0] != ".") if bed.path(host, STORE).exists() else []
 
 
 def test_layers_are_sent_once(counting: Bed) -> None:
@@ -212,3 +212,44 @@ def test_an_overlay_that_cannot_be_made_elsewhere(clean: Bed) -> None:
     assert done.returncode == 3
     told = {f["code"]: f["words"] for f in json.loads(done.stdout)["findings"]}
     assert "no layer of its own" in told["overlay-unsupported"]
+
+
+def test_an_overlay_that_is_mounted_twice(counting: Bed) -> None:
+    """Its upper layer is not the container's alone."""
+    bed = counting
+    bed.ok("host1", "sh", "-ec", f"mkdir -p {LAYERS}/other; mount --bind {ROOT} {LAYERS}/other")
+    try:
+        done = bed.run("host1", "migrate", "move", "--json", NAME, "host2")
+    finally:
+        bed.ok("host1", "umount", f"{LAYERS}/other")
+    assert done.returncode == 3 and f"another mount, at {LAYERS}/other" in done.stdout
+
+
+def test_attributes_that_go_between_two_looks(counting: Bed) -> None:
+    """A directory that is renamed, and another one made in its place, is not what it was."""
+    bed = counting
+    bed.ok("host1", "runtime", "exec", NAME, "sh", "-c", "mkdir /opaque; rm -r /hidden; mkdir /hidden; touch /hidden/own")
+    move = Stopped(bed, "host1", "precopy.pass:after", "migrate", "move", "--json", "--pre-copy", "always", NAME, "host2")
+    bed.ok("host1", "runtime", "exec", NAME, "sh", "-c", "mv /hidden /opaque/; mkdir /hidden")
+    assert move.go_on()[0] == 0
+    assert bed.ok("host2", "runtime", "exec", NAME, "ls", "-R", "/opaque", "/hidden").split() == [
+        "/hidden:",
+        "/opaque:",
+        "hidden",
+        "/opaque/hidden:",
+        "own",
+    ]
+
+
+def test_layers_are_a_containers_while_nothing_is_mounted(counting: Bed) -> None:
+    """After a reboot nobody has mounted them yet."""
+    bed = counting
+    bed.move("host1", NAME, "host2")
+    kept = stored(bed, "host2")
+    bed.ok("host2", "runtime", "delete", "--force", NAME)
+    bed.ok("host2", "umount", ROOT)
+    bed.ok("host2", "migrate", "layers", "--prune")
+    assert stored(bed, "host2") == kept
+    bed.ok("host2", "rm", "-r", BUNDLE, f"{BUNDLE}.overlay")
+    bed.ok("host2", "migrate", "layers", "--prune")
+    assert stored(bed, "host2") == []

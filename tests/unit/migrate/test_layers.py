@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from migrate import layers, places
+from migrate import layer_store, layers, places
 from migrate.errors import TransferFailed
 
 WHEN = 1_700_000_000_123_456_789
@@ -71,15 +72,31 @@ def test_a_time_is_seen(layer: Path) -> None:
 
 def test_the_store(layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "LAYERS", tmp_path / "layers")
-    assert layers.stored() == {} and layers.have(("1" * 40,)) == ()
+    assert layer_store.stored() == {} and layer_store.have(("1" * 40,)) == ()
     places.LAYERS.mkdir()
     digest, _ = layers.digest(layer)
     with pytest.raises(TransferFailed, match="come as another one"):
-        layers.keep(layer, "1" * 40)
-    layers.keep(layer, digest)
-    assert layers.stored() == {digest: 7} and layers.have((digest, "1" * 40, digest)) == (digest,)
-    layers.keep(make(tmp_path / "again"), digest)
+        layer_store.keep(layer, "1" * 40)
+    writer = os.open(layer, os.O_RDONLY)
+    fcntl.flock(writer, fcntl.LOCK_SH)
+    with pytest.raises(TransferFailed, match="written to still"):
+        layer_store.keep(layer, digest)
+    os.close(writer)
+    layer_store.keep(layer, digest)
+    assert layer_store.stored() == {digest: 7} and layer_store.have((digest, "1" * 40, digest)) == (digest,)
+    layer_store.keep(make(tmp_path / "again"), digest)
     assert not (tmp_path / "again").exists(), "what is there already is not kept twice"
-    layers.remove(digest)
-    layers.remove(digest)
+
+    own = tmp_path / "bundle.overlay"
+    own.mkdir()
+    with layer_store.locked():
+        layer_store.use(str(own), (digest,))
+        assert layer_store.in_use() == {digest}, "also while nothing is mounted"
+        own.rmdir()
+        assert layer_store.in_use() == set()
+        layer_store.remove(digest)
+        layer_store.remove(digest)
+        layer_store.sweep()
     assert not places.LAYERS.exists()
+    with layer_store.locked():
+        layer_store.sweep()
