@@ -40,8 +40,11 @@ def commit(
     timeline: Timeline,
     on_asked: Callable[[], None],
     on_released: Callable[[], None],
+    later: bool = False,
 ) -> dict[str, Any]:
-    """Decide, release, kill; return CRIU's statistics of the dump, and how many frames that came meanwhile were handed on.
+    """Decide, release, kill; the last when all memory is there, if some of it comes `later`.
+
+    Returns CRIU's statistics of the dump, how many frames that came meanwhile were handed on, and how much memory came later.
 
     `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs.
 
@@ -61,8 +64,12 @@ def commit(
     if kept["kept"] is True:
         with timeline.span("hand on what came for it", "source"), contextlib.suppress(MigrateError):
             handed_on += _hand_on(source, target)
+    if later:
+        with timeline.span("send the rest of the memory", "source"):
+            rest = source.call("served")
+        log.append(Phase.COMMIT, "served")
     source.call("kill")
-    return {"dump_stats": source.call("killed")["stats"], "frames": handed_on}
+    return {"dump_stats": source.call("killed")["stats"], "frames": handed_on, **({"later": rest} if later else {})}
 
 
 def _hand_on(source: Session, target: Session) -> int:

@@ -30,6 +30,7 @@ class Diverge(StrEnum):
 
     SWITCH = "switch"  # freeze all the same
     THROTTLE = "throttle"  # slow the container down, and go on; freeze when even that does not help
+    LAZY = "lazy"  # freeze, and send what is left when it runs on the target already
     ABORT = "abort"  # leave it where it is
 
 
@@ -37,6 +38,7 @@ class Next(StrEnum):
     AGAIN = "again"
     THROTTLE = "throttle"
     FREEZE = "freeze"
+    LAZY = "lazy"
     ABORT = "abort"
 
 
@@ -112,6 +114,8 @@ def judge(passes: Sequence[Pass], limits: Limits, allowance: int = 100, since: i
     less = [a for a in ALLOWANCES if a < allowance]
     if limits.policy == Diverge.THROTTLE and less and not many:
         return verdict(Next.THROTTLE, f"{why}: it is left {less[0]} % of its CPU time", less[0])
+    if limits.policy == Diverge.LAZY:
+        return verdict(Next.LAZY, f"{why}: what is left is sent when it runs there")
     return verdict(Next.FREEZE, why)
 
 

@@ -266,7 +266,13 @@ class _Move:
         started = self._begin(Phase.COMMIT)
         with self._timeline.span(Phase.COMMIT):
             details = commit.commit(
-                self._context.source, self._context.target, self._log, self._timeline, self._on_asked, self._on_released
+                self._context.source,
+                self._context.target,
+                self._log,
+                self._timeline,
+                self._on_asked,
+                self._on_released,
+                self._context.later,
             )
         self._end(Phase.COMMIT, started, details)
 

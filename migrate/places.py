@@ -3,6 +3,7 @@
 /run/ferry/migrate/ID/        of a move under way, on both hosts: 0700, on tmpfs, gone at its end
     images/                   the checkpoint
     data                      on the source: socket of a data connection that goes through the coordinator
+    requests                  on the target: FIFO by which memory is asked for that comes after the restore
     lanes                     on the target: socket for further data connections
     waiting, verdict          on the target: it is prepared, its coordinator is gone, and this is what became of it
     stop                      on the source: `migrate abort` was here
@@ -40,6 +41,11 @@ def working(migration_id: str) -> Path:
 
 def images(migration_id: str) -> Path:
     return working(migration_id) / "images"
+
+
+def requests(migration_id: str) -> Path:
+    """Return the FIFO by which a target asks for memory that comes after the restore."""
+    return working(migration_id) / "requests"
 
 
 def lock(container: str) -> Path:

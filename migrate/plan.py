@@ -34,7 +34,7 @@ class Request:
     keep_source: bool = False
     pre_copy: str = "auto"  # auto, always, never
     max_downtime_ms: float = 300.0
-    on_diverge: str = "switch"  # switch, throttle, abort
+    on_diverge: str = "switch"  # switch, throttle, lazy, abort
     bandwidth_limit: float = 0.0  # bytes a second while the container runs, 0 is none
     compress: str = "auto"  # auto, zstd, none
     parallel: int = 1  # connections for what is sent in bulk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import stat
 import time
@@ -13,14 +14,14 @@ from typing import Any
 
 from migrate import manifest
 from migrate.blocks import Blocks
-from migrate.errors import ConnectionLost, TransferFailed
+from migrate.errors import ConnectionLost, ProtocolError, TransferFailed
 from migrate.manifest import Inode, Item, Manifest
 from migrate.outgoing import GrowingFile, StreamedFile, TreeSender
 from migrate.outlet import Compress, Outlet
 from migrate.transport.local import FdStream, ProcessStream
 from migrate.transport.striped import Sending
 from migrate.tree import Tree
-from migrate.wire import PIECE_BYTES, Wire, answer, ask, greet, send_call
+from migrate.wire import PIECE_BYTES, Wire, answer, ask, greet, read_object, send_call
 from migrate.wire_pb2 import EndOfTree, Entry, Frame
 
 _PROGRESS_EVERY_S = 0.2
@@ -109,8 +110,8 @@ class Shipper:
         self._calls += 1
         send_call(self._wire, self._calls, verb, arguments)
 
-    def _answer(self) -> dict[str, Any]:
-        return answer(self._wire, "the target")
+    def _answer(self, but_words: bool = False) -> dict[str, Any]:
+        return answer(self._wire, "the target", skip="event" if but_words else "")
 
     def call(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Make a call that takes no content. Raises: MigrateError."""
@@ -236,24 +237,34 @@ class Shipper:
         return Shipped(len(streamed), 0, sum(f.sent_bytes for f in streamed.values()), time.monotonic() - started)
 
     def stream_memory(
-        self, fd: int, target_root: str, name: str, wait_end: Callable[[float], int | None], on_bytes: Callable[[int], None]
+        self,
+        fd: int,
+        target_root: str,
+        name: str,
+        wait_end: Callable[[float], int | None],
+        on_bytes: Callable[[int], None],
+        on_words: Callable[[list[str]], None] | None = None,
     ) -> Shipped:
         """Send what comes out of a pipe as one file.
 
         `wait_end` waits that many seconds, and returns how many bytes there are in all once that is known, or raises what went
-        wrong there; `on_bytes` is told how many went.
+        wrong there; `on_bytes` is told how many went, `on_words` what the target asks for meanwhile.
 
         Raises: TransferFailed when the pipe ends before, ConnectionLost.
         """
         started = time.monotonic()
-        self._call("receive_tree", {"root": target_root})
+        self._call("receive_tree", {"root": target_root, **({"asks": True} if on_words else {})})
+        watched = [fd, self._stream.fds[0]] if on_words else [fd]
         buffer = memoryview(bytearray(PIECE_BYTES))
         total: int | None = None
         try:
             file = StreamedFile(self._outlet, Entry(path=name.encode(), mode=stat.S_IFREG | 0o600))
             heard = time.monotonic()
             while total is None or file.sent_bytes < total:
-                if not select.select([fd], [], [], 0 if total is None else _LOOK_AGAIN_S)[0]:
+                ready = select.select(watched, [], [], 0 if total is None else _LOOK_AGAIN_S)[0]
+                if on_words and watched[1] in ready:
+                    on_words(self._words())
+                if fd not in ready:
                     if time.monotonic() - heard > _SILENCE_S:
                         raise TransferFailed("the memory stopped on its way out of the container")
                     on_bytes(file.sent_bytes)
@@ -272,8 +283,15 @@ class Shipper:
         except ConnectionLost:
             self._answer()  # the target may have said why before it closed
             raise
-        self._answer()
+        self._answer(but_words=on_words is not None)
         return Shipped(1, 0, file.sent_bytes, time.monotonic() - started)
+
+    def _words(self) -> list[str]:
+        """Return what the target asks for. Raises: MigrateError when it says something else."""
+        frame = self._wire.receive()
+        if frame.WhichOneof("body") != "event":
+            raise TransferFailed("the target does not want the rest of the memory any more")
+        return _read_words(frame)
 
     @staticmethod
     def _send(sender: TreeSender, difference: manifest.Delta) -> list[Item]:
@@ -286,6 +304,13 @@ class Shipper:
             elif linked:
                 first.setdefault(item.inode, item.path)
         return vanished
+
+
+def _read_words(frame: Frame) -> list[str]:
+    words = read_object(frame.event.fields, "the target")["words"]
+    if not isinstance(words, list) or not all(isinstance(w, str) and re.fullmatch(r"[a-z]+( [0-9a-f]+)*", w) for w in words):
+        raise ProtocolError("the target asks for what is no memory")
+    return words
 
 
 def _page_files(images: Path) -> list[bytes]:

@@ -40,6 +40,7 @@ class Context:
     timeline: Timeline
     on_event: OnEvent
     relays: list[Relay] = field(default_factory=list)
+    later: bool = False  # what of the memory is left is sent when the container runs on the target already
     missing_layers: dict[str, str] = field(default_factory=dict)  # where they go on the target, by their digests
 
 
@@ -126,7 +127,8 @@ def _precopy(c: Context) -> Details:
     if pre_copy:
         # While the memory went, and CRIU was started, both went on changing.
         files += _file_passes(c)
-        passes.run()
+        if not c.later:
+            passes.run()
     return {"passes": files, **({"memory": passes.told} if pre_copy else {}), **layers}
 
 
@@ -186,7 +188,8 @@ class _MemoryPasses:
             if verdict.next == Next.ABORT:
                 hint = "allow more with --max-downtime, or slow the container down with --on-diverge throttle"
                 raise Diverged(verdict.reason, hint=hint)
-            if verdict.next == Next.FREEZE:
+            if verdict.next in (Next.FREEZE, Next.LAZY):
+                c.later = verdict.next == Next.LAZY
                 return
 
     def _send(self) -> Details:
@@ -206,10 +209,10 @@ class _MemoryPasses:
         return replace(verdict, next=Next.FREEZE, reason=reason, allowance=self._allowance)
 
 
-def _told(c: Context, where: str, verb: str) -> Details:
+def _told(c: Context, where: str, verb: str, **arguments: Any) -> Details:
     """Call a verb that tells what it did when."""
     started = time.monotonic()
-    details = (c.source if where == "source" else c.target).call(verb, c.on_event)
+    details = (c.source if where == "source" else c.target).call(verb, c.on_event, **arguments)
     c.timeline.take(details.pop("spans", None), where, started)
     return details
 
@@ -223,11 +226,14 @@ def _let_go(c: Context) -> None:
 
 
 def _freeze(c: Context) -> Details:
-    return _told(c, "source", "freeze")
+    return _told(c, "source", "freeze", later=c.later)
 
 
 def _ship(c: Context) -> Details:
-    return _told(c, "source", "ship_images")
+    details = _told(c, "source", "ship_images")
+    if c.later:
+        c.source.call("serve")  # what the restore itself touches is needed already
+    return details
 
 
 def _restore(c: Context) -> Details:

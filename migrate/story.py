@@ -108,8 +108,9 @@ def _filled_in(drain: Any) -> str:
     pages, waited, seconds = (_number(drain.get(k)) for k in ("pages", "waited_for", "seconds"))
     if pages is None or seconds is None:
         return ""
-    size = human_bytes(pages * 4096)
-    return f"memory filled in while it ran: {size} in {seconds:.2f} s; {waited or 0:.0f} times it waited for some"
+    size, later = human_bytes(pages * 4096), _number(drain.get("later_pages"))
+    came = f", of which {human_bytes(later * 4096)} came after the freeze" if later else ""
+    return f"memory filled in while it ran: {size}{came} in {seconds:.2f} s; {waited or 0:.0f} times it waited for some"
 
 
 def _is_phase(bar: Bar) -> bool:

@@ -152,9 +152,10 @@ def send_call(wire: Wire, call_id: int, verb: str, arguments: dict[str, Any]) ->
     wire.send(Frame(call=Call(id=call_id, verb=verb, arguments=json.dumps(arguments))))
 
 
-def answer(wire: Wire, who: str) -> Said:
-    """Return the result of the call that was begun. Raises: MigrateError."""
-    frame = wire.receive()
+def answer(wire: Wire, who: str, skip: str = "") -> Said:
+    """Return the result of the call that was begun; frames of the kind `skip` may come before it. Raises: MigrateError."""
+    while (frame := wire.receive()).WhichOneof("body") == skip:
+        pass
     if frame.WhichOneof("body") == "failure":
         raise from_dict(read_object(frame.failure.error, who))
     if frame.WhichOneof("body") != "reply":

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from migrate import places
 from migrate.agent.side import Side
-from migrate.errors import ProtocolError
+from migrate.errors import ConnectionLost, ProtocolError
 from migrate.incoming import TreeReceiver
 from migrate.transport.local import FdStream
 from migrate.transport.striped import Receiving
 
 ALLOWED = "receives"
 MOST_LANES = 7
-_LOOK_S, _CONNECT_S = 1.0, 30.0
+_LOOK_S, _CONNECT_S, _SILENT_S, _ASK_S = 1.0, 30.0, 60.0, 0.02
 _PIECE_BYTES = 1 << 18
 
 
@@ -30,6 +33,7 @@ class BulkSide(Side):
     _attached = ""
     _relays: FdStream | None = None
     _listener: socket.socket | None = None  # for further connections
+    _requests = -1  # where memory is asked for that comes after the restore
 
     def attach(self, migration_id: str) -> None:
         """Make this agent the bulk end of a move that another agent of this host has prepared."""
@@ -43,6 +47,12 @@ class BulkSide(Side):
         self._listener.bind(str(_lanes(migration_id)))
         self._listener.listen(MOST_LANES)
         self._listener.settimeout(_CONNECT_S)
+        # Who asks for memory that comes after the restore sees by its end that nobody has it any more.
+        requests = places.requests(migration_id)
+        if not requests.exists():
+            os.mkfifo(requests, 0o600)
+        if self._requests < 0:
+            self._requests = os.open(requests, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     @staticmethod
     def _taken(migration_id: str) -> list[str]:
@@ -85,17 +95,60 @@ class BulkSide(Side):
             raise ProtocolError("the further connections are not those that were announced")
         self.wire.stream = Receiving((first, *(lanes[n] for n in sorted(lanes))))
 
-    def receive_tree(self, root: str) -> dict[str, Any]:
-        """Take a tree into one of the directories that were prepared for it."""
+    def receive_tree(self, root: str, asks: bool = False) -> dict[str, Any]:
+        """Take a tree into one of the directories that were prepared for it; with `asks` tell meanwhile what is to come first."""
         taken, images = self._taken(self._attached), str(places.images(self._attached))
         if root not in (*taken, images):
             raise ProtocolError(f"{root!r} was not prepared for this move")
         receiver = TreeReceiver(Path(root), flat=root == images)
         try:
-            receiver.receive(self.wire)
+            if asks:
+                with self._telling():
+                    receiver.receive(self.wire)
+            else:
+                receiver.receive(self.wire)
         finally:
             receiver.close()
         return {"entries": receiver.entries, "content_bytes": receiver.content_bytes}
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the source what is asked for. When it is silent for long, nobody is to wait for the rest."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._tell, args=(over,), daemon=True)
+        thread.start()
+        stream = self.wire.stream
+        patience = (stream.timeout_s, stream.patient) if isinstance(stream, FdStream) else None
+        if isinstance(stream, FdStream):
+            stream.timeout_s, stream.patient = _SILENT_S, None
+        try:
+            yield
+        except BaseException:
+            over.set()
+            thread.join()
+            os.close(self._requests)
+            self._requests = -1
+            raise
+        finally:
+            over.set()
+            thread.join()
+            if isinstance(stream, FdStream) and patience is not None:
+                stream.timeout_s, stream.patient = patience
+
+    def _tell(self, over: threading.Event) -> None:
+        rest = b""
+        self._on_event("words", words=[])  # it may begin
+        while not over.is_set():
+            if not select.select([self._requests], [], [], _ASK_S)[0]:
+                continue
+            data = os.read(self._requests, 1 << 16)
+            if not data:
+                over.wait(_ASK_S)  # nobody has asked yet, or nobody will any more
+                continue
+            *words, rest = (rest + data).split(b"\n")
+            if words:
+                with contextlib.suppress(ConnectionLost):
+                    self._on_event("words", words=[w.decode() for w in words])
 
     def relay(self, migration_id: str) -> None:
         """Become the pipe between the coordinator and the first agent here, whose data connection it carries."""

@@ -78,9 +78,9 @@ def wipe(directory: Path) -> None:
     for base, _, names in os.walk(directory):
         for name in names:
             try:
-                fd = os.open(os.path.join(base, name), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                fd = os.open(os.path.join(base, name), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             except OSError:
-                continue  # a socket
+                continue  # a socket, or a pipe that nobody reads
             try:
                 left = os.fstat(fd).st_size
                 while left > 0:

@@ -11,11 +11,12 @@ from typing import Any
 
 from migrate import command, durable, locks, places, records
 from migrate.agent import source_layers, volumes
+from migrate.agent.serving import Serving
 from migrate.agent.side import wipe
 from migrate.agent.source_data import SourceData
 from migrate.backlog import AT_ONCE_BYTES
 from migrate.command import Held
-from migrate.errors import MigrateError, ProtocolError, RuntimeFailed
+from migrate.errors import ConnectionLost, MigrateError, ProtocolError, RuntimeFailed
 from migrate.flush import Flushing
 from migrate.journal import Journal
 from migrate.recover import Decision
@@ -23,11 +24,11 @@ from migrate.transport.local import enlarge
 from migrate.tree import Tree
 from migrate.warm import warm
 
-_HOLD_READY_S, _FROZEN_S, _DUMP_S = 60.0, 30.0, 600.0
+_HOLD_READY_S, _FROZEN_S, _DUMP_S, _TELL_S = 60.0, 30.0, 600.0, 0.2
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
     "listen_data", "open_data", "ship_layers", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
-    "ship_images", "decide",
+    "ship_images", "serve", "decide",
 }  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class SourceSide(SourceData):
     _memory_fd: int | None = None  # where the memory of what is held comes out, when it is sent while the container runs
     _passes = 0
     _slowed = False
+    _serving: Serving | None = None
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -135,7 +137,11 @@ class SourceSide(SourceData):
             return
         try:
             if self._decided and self._held:
-                # Whether the target runs is not known here: EOF makes the holder leave the container frozen.
+                # Whether the target runs is not known here: EOF makes the holder leave the container frozen. But a target that
+                # runs, or is going to, needs the rest of its memory.
+                if self._serving is not None:
+                    while self._serving.running(_TELL_S):
+                        pass
                 self._held.end()
             else:
                 self.abort()
@@ -220,10 +226,15 @@ class SourceSide(SourceData):
         images, decision = str(places.images(migration)), str(places.decision(migration))
         return ["checkpoint", "--image-path", images, "--decision", decision]
 
-    def freeze(self) -> dict[str, Any]:
-        """Freeze the container and dump it; what changed in its files, and its memory, go to the target meanwhile."""
+    def freeze(self, later: bool = False) -> dict[str, Any]:
+        """Freeze the container and dump it; what changed in its files, and its memory, go to the target meanwhile.
+
+        With `later` what changed in its memory goes by `serve`.
+        """
         started = time.monotonic()
         held = self._hold()
+        if later:
+            held.say("later")
         held.say("go")
         held.event("frozen", _FROZEN_S)
         self._keep_frames()
@@ -269,7 +280,24 @@ class SourceSide(SourceData):
             return memory.get("written_bytes")
 
         shipped = self._stream_memory(whole, 0)
-        return {**shipped, "pages": memory["pages"], "late_pages": memory["late_pages"]}
+        return {**shipped, **{k: memory[k] for k in ("pages", "late_pages", "later_pages")}}
+
+    def serve(self) -> None:
+        """Begin to send the memory that was left for later, and what of it is asked for first, until `served`, or an abort."""
+        held, shipper, fd = self._hold(), self._data(), self._memory_fd
+        if fd is None:
+            raise ProtocolError("the memory is not followed")
+        held.say("serve")
+        self._serving = Serving(shipper, fd, str(places.images(self._migration())), held)
+
+    def served(self) -> dict[str, Any]:
+        """Wait until all of it is there. Raises: MigrateError when it never will be."""
+        if self._serving is None:
+            raise ProtocolError("no memory was to be sent later")
+        while self._serving.running(_TELL_S):
+            with contextlib.suppress(ConnectionLost):  # it has to go on all the same
+                self._on_event("progress", sent_bytes=self._serving.sent_bytes, total_bytes=0)
+        return self._serving.result()
 
     def ship_images(self) -> dict[str, Any]:
         """Send the rest of the checkpoint: all but its memory."""
@@ -298,6 +326,8 @@ class SourceSide(SourceData):
 
     def abort(self) -> None:
         """Let go of what is held: the container runs on. Idempotent. Raises: RuntimeFailed."""
+        if self._serving is not None:
+            self._serving.stop()
         self._close_memory()  # who writes there would wait for ever
         if self._held is not None:
             self._held.say("abort")

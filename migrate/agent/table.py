@@ -57,6 +57,8 @@ VERBS: dict[str, Verb] = {
     "hold_checkpoint": Verb(SourceSide, SourceSide.hold_checkpoint, 90, False, "source"),
     "freeze": Verb(SourceSide, SourceSide.freeze, 600, False, "source"),
     "ship_images": Verb(SourceSide, SourceSide.ship_images, 120, True, "source"),
+    "serve": Verb(SourceSide, SourceSide.serve, 30, False, "source"),
+    "served": Verb(SourceSide, SourceSide.served, 3600, True, "source"),
     "decide": Verb(SourceSide, SourceSide.decide, 30, True, "source"),
     "frames": Verb(SourceSide, SourceSide.frames, 30, False, "source"),
     "revoke": Verb(SourceSide, SourceSide.revoke, 30, True, "source"),

@@ -31,6 +31,7 @@ from migrate.warm import warm
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
 _DRAIN_S = 60.0  # for how long a move waits for memory that is being filled in
+LATER = "memory-later.json"  # of the images, as the runtime has it: which pages come after the restore
 _SEEN_S = 5.0  # what a file system that hosts share may take to show it
 
 
@@ -158,7 +159,7 @@ class TargetSide(TargetLayers):
         arguments += ["--decision", str(places.released(migration)), *(["--mounted-root"] if self._overlay else [])]
         if pre_copy:
             # Its memory is filled in while it runs: nobody else is to overwrite what that is read from.
-            arguments.append("--wipe")
+            arguments += ["--wipe", "--memory-requests", str(places.requests(migration))]
             self._drain_fd, theirs = os.pipe()
             try:
                 held = self._start_hold([*arguments, "--drained-fd", str(theirs)], flags, (theirs,))
@@ -238,6 +239,12 @@ class TargetSide(TargetLayers):
             self._close_drain()
         failure = (command.state(self._container) or {}).get("annotations", {}).get("ferry.failure")
         return {"failed": failure} if failure else {}
+
+    def _see_filled(self) -> None:
+        """Stay until the container has the memory that comes after its restore, or never will: it comes by what is here."""
+        if self._drain_fd is not None and (places.images(self._migration()) / LATER).exists():
+            select.select([self._drain_fd], [], [])
+        self._close_drain()
 
     def _close_drain(self) -> None:
         if self._drain_fd is not None:
@@ -336,6 +343,7 @@ class TargetSide(TargetLayers):
         if self._released:
             if self._held is not None:
                 self._held.end()
+            self._see_filled()
             self._leave()
         elif self._taken_over:
             if self._held is not None:
@@ -364,6 +372,7 @@ class TargetSide(TargetLayers):
         if word == "commit":
             self.release()
             self.done()
+            self._see_filled()
             self._leave()
         else:
             self.discard(keep_record=True)
@@ -431,6 +440,8 @@ class TargetSide(TargetLayers):
                 f"and {places.released(migration)} says {word!r}",
                 hint=f"runtime state {self._container} shows what is here",
             )
+        if found == Target.ENDED and "ferry.failure" in (state or {}).get("annotations", {}):
+            found = Target.CRASHED  # it did not end: it was killed, since its memory could not be completed
         if found == Target.RUNNING:
             self._released = True
             self._ran(places.released(migration))  # also when it was somebody else who let it

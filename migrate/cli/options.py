@@ -111,9 +111,9 @@ def move_options(f: F) -> F:
         ),
         click.option(
             "--on-diverge",
-            type=click.Choice(["switch", "throttle", "abort"]),
+            type=click.Choice(["switch", "throttle", "lazy", "abort"]),
             default="switch",
-            help="When it does not get better: move all the same, slow the container down step by step, or leave it here.",
+            help="When it does not get better: move all the same, slow it down step by step, send the rest later, leave it here.",
         ),
         click.option(
             "--bandwidth-limit",

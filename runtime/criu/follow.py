@@ -209,10 +209,11 @@ class Follow:
                     server.hear(word)
                 if server.may_send:
                     server.go_on()
-            controller.say("served", pages=server.end(), error="")
+            sent = server.end()
+            controller.say("served", pages=sent.pages, written_bytes=sent.written_bytes, error="")
         except (ContainerError, OSError) as e:
             # Whether it runs on is not for us to say: the decision is still to come.
-            controller.say("served", pages=0, error=str(e))
+            controller.say("served", pages=0, written_bytes=0, error=str(e))
 
 
 def wanted_of(image_path: Path) -> dict[int, list[Span]]:

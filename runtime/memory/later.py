@@ -24,7 +24,7 @@ from pathlib import Path
 
 from runtime.errors import ContainerError
 from runtime.memory.records import MAX_PAGES, PAGE_BYTES, parse
-from runtime.memory.sender import Sender
+from runtime.memory.sender import Sender, Sent
 from runtime.memory.spans import Span, size
 
 PAGES_FILE, CONTENT_FILE = "memory-later.json", "memory-later.img"
@@ -76,13 +76,14 @@ class Server:
             if name == "enough":
                 self._enough = True
             elif name == "ack":
-                self._used_bytes = int(*arguments)
+                (used,) = arguments
+                self._used_bytes = int(used)
             elif name == "page":
-                number, address = int(arguments[0]), int(arguments[1], 16)
-                self._send_around(number, address)
+                number, address = arguments
+                self._send_around(int(number), int(address, 16))
             else:
                 raise ValueError
-        except (ValueError, IndexError, TypeError) as e:
+        except ValueError as e:
             raise ContainerError(f"{word!r} says nothing of memory") from e
 
     def go_on(self) -> None:
@@ -90,9 +91,9 @@ class Server:
         number, (_, runs) = next(iter(self._left.items()))
         self._send(number, 0, runs[0][0], min(runs[0][1], runs[0][0] + _CHUNK_BYTES))
 
-    def end(self) -> int:
-        """Say that it is over; return how many pages were sent. Raises: OSError."""
-        return self._sender.end().pages
+    def end(self) -> Sent:
+        """Say that it is over; return what was sent. Raises: OSError."""
+        return self._sender.end()
 
     def _send_around(self, number: int, address: int) -> None:
         _, runs = self._left.get(number, (0, []))

@@ -45,7 +45,9 @@ def test_as_many_passes_as_the_downtime_takes() -> None:
 
 
 @pytest.mark.parametrize("dirty", [100e6, 200e6])
-@pytest.mark.parametrize(("policy", "end"), [(Diverge.SWITCH, Next.FREEZE), (Diverge.ABORT, Next.ABORT)])
+@pytest.mark.parametrize(
+    ("policy", "end"), [(Diverge.SWITCH, Next.FREEZE), (Diverge.LAZY, Next.LAZY), (Diverge.ABORT, Next.ABORT)]
+)
 def test_a_program_that_writes_faster_than_the_link(dirty: float, policy: Diverge, end: Next) -> None:
     verdicts = simulate(1 << 30, 100e6, dirty, 300, policy=policy)
     assert len(verdicts) <= 6 and "as fast as it is sent" in verdicts[-1].reason
@@ -121,7 +123,8 @@ def test_it_always_ends(
     verdicts = simulate(memory, rate, dirty, max_downtime_ms, working_set, policy)
     assert len(verdicts) <= MAX_PASSES
     assert all(bool(v.reason) == (v.next != Next.AGAIN) for v in verdicts)
-    assert verdicts[-1].next in (Next.FREEZE, Next.ABORT)
+    assert verdicts[-1].next in (Next.FREEZE, Next.LAZY, Next.ABORT)
+    assert verdicts[-1].next != Next.LAZY or policy == Diverge.LAZY
 
 
 def test_what_a_freeze_costs_is_told_by_the_moves_before() -> None:
