@@ -11,8 +11,9 @@
 # make setup   what the first two call; leaves the commands in .venv/bin
 # make bench   Ferry against the scripts of today, on the same bed
 # make bench-served   servers that move under load over a link of 1 Gbit/s, against the scripts of today with runc and podman
+# make bench-guests   moves between two guests, against a loop of pre-dumps with the kernel's own tracking
 # make bench-checkpoint   checkpoint and restore against runc with the same CRIU, from 16 MiB to 4 GiB
-.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants test-runtime test-moves soak box check setup bench bench-checkpoint bench-served wire
+.PHONY: demo test test-guest test-vm test-fault test-fault-all test-fault-mutants test-runtime test-moves soak box check setup bench bench-checkpoint bench-guests bench-served wire
 # A caller may have turned bytecode files off; every start of a command would then compile all of it anew.
 unexport PYTHONDONTWRITEBYTECODE
 bin := .venv/bin
@@ -83,6 +84,9 @@ bench-served: setup
 	@scripts/install-packages --tests
 	@scripts/install-python --bench
 	@$(bin)/python tests/bench/served.py --plot docs/served.svg
+
+bench-guests: setup
+	@$(bin)/python tests/bench/guests.py
 
 wire:
 	$(bin)/python -m grpc_tools.protoc -Imigrate --python_out=migrate --pyi_out=migrate migrate/wire.proto

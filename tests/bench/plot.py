@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"ferry": "#0b6e99", "runc": "#c2783a", "podman": "#8a8a8a"}
+COLOURS = {"ferry": "#0b6e99", "lazy": "#5fb3d4", "runc": "#c2783a", "podman": "#8a8a8a"}
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
@@ -26,7 +26,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         for row, load in enumerate(loads):
             values = [f["downtime_ms"] for f in found if (f["load"], f["tool"]) == (load, tool)]
             if values:
-                bar = axes.barh(row + 0.25 - at * 0.25, statistics.median(values) / 1000, 0.23, color=colour, label=tool)
+                bar = axes.barh(row + 0.3 - at * 0.2, statistics.median(values) / 1000, 0.18, color=colour, label=tool)
                 axes.bar_label(bar, fmt="%.1f s", padding=3, fontsize=8)
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     axes.legend(handles.values(), handles.keys(), loc="lower right", frameon=False)

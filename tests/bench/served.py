@@ -2,7 +2,7 @@
 
 Each server has a network of its own on the hosts' bridge, and is moved by
 
-* `migrate move --pre-copy auto`;
+* `migrate move --pre-copy auto`; as the tool `lazy` with `--on-diverge lazy`;
 * the script of today with runc: files beforehand, checkpoint on a tmpfs, what changed, the images over ssh, restore;
 * podman: `checkpoint --export`, the archive over ssh, `restore --import`.
 
@@ -14,7 +14,7 @@ checks that no answer is lost or repeated; the bytes are those that the switch c
 client who writes as fast as he is answered (rate `max`), or as fast as he was told. The floor is CRIU's dump and its restore of the same
 server on one host, without copying anything, plus the line's time for what `migrate` had to send in the freeze.
 
-    served.py [--rounds N] [--tools ferry,runc,podman,floor] [--loads redis:64:1000,postgres:10:100] [--json FILE] [--plot FILE]
+    served.py [--rounds N] [--tools ferry,lazy,runc,podman,floor] [--loads redis:64:1000,postgres:10:100] [--json FILE] [--plot FILE]
 
 servers.py says what loads there are.
 """
@@ -50,6 +50,7 @@ BUNDLE = f"{BUNDLES}/{NAME}"
 IMAGE = "localhost/bench"
 _MOVE_S = 900
 HOSTS = ("host1", "host2")
+MOVES: dict[str, tuple[str, ...]] = {"ferry": (), "lazy": ("--on-diverge", "lazy")}
 # The container's network on the target is made before, and heard of only when the container runs.
 ANNOUNCE = f"ip link set web0 up; ip netns exec {bridged.NET} busybox arping -U -q -c 1 -I eth0 {bridged.ADDRESS} || true"
 RUNC = f"""set -e
@@ -212,15 +213,15 @@ def measure(bed: Bed, tool: str, load: Load) -> dict[str, Any]:
             criu = bed.ok("host1", str(Path(OURS).with_name("python")), str(script), BUNDLE, NAME, "--tcp-established")
             served.seen()
             return {"tool": tool, "load": str(load), "downtime_ms": float(criu)}
-        if tool != "ferry":
+        if tool not in MOVES:
             bridged.prepare(bed, "host2")
             bed.ok("host2", "mkdir", "-p", BUNDLE)
         time.sleep(3)
         before, started = carried(bed), time.time()
         found: dict[str, Any] = {"tool": tool, "load": str(load)}
         with peak_memory(bed) as peak:
-            if tool == "ferry":
-                found["report"] = bed.move("host1", NAME, "host2", timeout_s=_MOVE_S)
+            if tool in MOVES:
+                found["report"] = bed.move("host1", NAME, "host2", *MOVES[tool], timeout_s=_MOVE_S)
             else:
                 script = RUNC if tool == "runc" else PODMAN_MOVE
                 done = bed.run("host1", "bash", "-c", script, timeout_s=_MOVE_S)
@@ -260,13 +261,13 @@ def told(found: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             return float(f["downtime_ms"])
 
         paces = [f["pace_meanwhile"] / f["pace_before"] for f in these if f["pace_before"] and f["pace_meanwhile"]]
-        is_ours = tool == "ferry"
+        is_ours = tool in MOVES
         rows.append(
             (
                 load,
                 tool,
                 f"{med(down):.0f} ms",
-                f"{med(down) / med(down, ours):.1f}" if ours and not is_ours else "-",
+                f"{med(down) / med(down, ours):.1f}" if ours and tool != "ferry" else "-",
                 f"{statistics.median(bare) + med(lambda f: sent_in_freeze(f['report'])) / RATE_BYTES * 1000:.0f} ms"
                 if is_ours and bare
                 else "-",

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+from migrate.overlay import DIGEST
 from tests.helpers import bridged
 from tests.helpers.bed import BUNDLES, NO_REMAINS, ROOT, Bed
 from tests.helpers.bundle import BundleMaker, Config, assert_gapless, numbers
@@ -25,14 +26,22 @@ BUNDLE = f"{BUNDLES}/{NAME}"
 HOSTS = ("host1", "host2")
 COUNTING = "while :; do echo >>/ticks; sleep 0.05; done & sleep 10000 | nc -l -p 77 >>/count & sleep 0.1; i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done | nc 127.0.0.1 77"
 FLAGS = ("--tcp-established",)
-# What a move is made with beside what all have: its memory sent while it runs; a network of its own that moves along.
-WAYS = (PRE_COPY, NETWORK) = ("pre-copy", "network")
+LAYERS, STORE = "/var/lib/images", "/var/lib/ferry/layers"
+# What a move is made with beside what all have: its memory sent while it runs; a network of its own that moves along; a root that
+# is an overlay.
+WAYS = (PRE_COPY, NETWORK, OVERLAY) = ("pre-copy", "network", "overlay")
 # A host that says nothing for so long counts as gone: short, so that many cases fit into a run.
 ENV = ("FERRY_DEAD_AFTER_S=4",)
 
 
 def _join(config: Config) -> None:
     next(n for n in config["linux"]["namespaces"] if n["type"] == "network")["path"] = f"/run/netns/{bridged.NET}"
+
+
+def _is_kept(path: str) -> bool:
+    """Say whether a path is of the layers that a host keeps for the next container that has them; what is half of one is not."""
+    name = path.removeprefix(STORE).lstrip("/").split("/")[0] if path.startswith(STORE) else "."
+    return name == "" or bool(DIGEST.fullmatch(name)) or name.startswith(".used-")
 
 
 def other(host: str) -> str:
@@ -83,7 +92,7 @@ class World:
 
     def become(self, ways: frozenset[str]) -> None:
         """Have moves be made in some of WAYS."""
-        anew = (NETWORK in ways) != (NETWORK in self.ways)
+        anew = bool({NETWORK, OVERLAY} & (ways ^ self.ways))
         self.ways = ways
         if anew:
             self.begin()
@@ -95,7 +104,8 @@ class World:
             for container in self.containers(host):
                 self.bed.run(host, "runtime", "delete", "--force", container)
             self.end_agents(host)
-            self.bed.ok(host, "sh", "-c", f"rm -rf {BUNDLES} /run/ferry/migrate /var/lib/ferry/migrations; mkdir -p {BUNDLES}")
+            forget = f"umount {BUNDLE}/rootfs 2>/dev/null; rm -rf {BUNDLES} {STORE} {LAYERS} /run/ferry/migrate /var/lib/ferry/migrations"
+            self.bed.ok(host, "sh", "-c", f"{forget}; mkdir -p {BUNDLES}")
             bridged.detach(self.bed, host)
             self.bed.ok(host, "sh", "-c", "ip netns add first && ip netns del first")  # the first one makes a mount that stays
         self.clean = {host: self._inventory(host) for host in HOSTS}
@@ -103,6 +113,10 @@ class World:
         if NETWORK in self.ways:
             bridged.attach(self.bed, "host1")
         BundleMaker(path.parent)("sh", "-c", COUNTING, path=path, change=_join if NETWORK in self.ways else None)
+        if OVERLAY in self.ways:
+            mount = f"mount -t overlay -o lowerdir={LAYERS}/base,upperdir={BUNDLE}.overlay/upper,workdir={BUNDLE}.overlay/work"
+            make = f"mkdir -p {LAYERS} {BUNDLE}.overlay/upper {BUNDLE}.overlay/work; mv {BUNDLE}/rootfs {LAYERS}/base; mkdir {BUNDLE}/rootfs"
+            self.bed.ok("host1", "sh", "-ec", f"{make}; {mount} overlay {BUNDLE}/rootfs")
         self.bed.start("host1", BUNDLE, NAME)
         self.at = "host1"
         self.counts()
@@ -115,8 +129,13 @@ class World:
     def processes(self, host: str, kind: str) -> list[int]:
         return self.bed.processes(host, kind)
 
+    @property
+    def files(self) -> str:
+        """Where the files that it writes are, on the host that it is on."""
+        return f"{BUNDLE}.overlay/upper" if OVERLAY in self.ways else f"{BUNDLE}/rootfs"
+
     def counted(self, host: str) -> list[int]:
-        return numbers(self.bed.path(host, f"{BUNDLE}/rootfs/count"))
+        return numbers(self.bed.path(host, f"{self.files}/count"))
 
     def counts(self) -> None:
         """See that it counts where it runs, without a gap or a repetition."""
@@ -134,9 +153,8 @@ class World:
 
     def _inventory(self, host: str) -> dict[str, list[str]]:
         found: dict[str, list[str]] = self._witnesses[host]("inventory")
-        found["FILES"] = [
-            f for f in found["FILES"] if f not in NO_REMAINS and not f.startswith((BUNDLE, f"/run/ferry/runtime/{NAME}"))
-        ]
+        own = (BUNDLE, f"/run/ferry/runtime/{NAME}", "/run/mount")  # the last is mount(8)'s own, of the test
+        found["FILES"] = [f for f in found["FILES"] if f not in NO_REMAINS and not f.startswith(own) and not _is_kept(f)]
         found["CGROUPS"] = [c for c in found["CGROUPS"] if not c.endswith(f"/{NAME}")]
         return found
 
@@ -167,7 +185,8 @@ class World:
         for host in HOSTS:
             containers = self.containers(host)
             assert list(containers) == ([NAME] if host == self.at else []), f"containers on {host}: {containers}"
-            assert self.bed.path(host, BUNDLE).exists() == (host == self.at), f"the bundle on {host}"
+            for path in (BUNDLE, self.files):
+                assert self.bed.path(host, path).exists() == (host == self.at), f"{path} on {host}"
             assert self.unfinished(host) == [], f"moves that are not over on {host}: {self.unfinished(host)}"
             deadline = time.monotonic() + 30
             while self.processes(host, "memory") and time.monotonic() < deadline:

@@ -99,7 +99,7 @@ def _fill(case: Case, host: str) -> None:
     What the container itself writes has its place already: that its program ends on a full disk would be nobody's fault.
     """
     case.heal = lambda: _empty(case, host)
-    script = f"for f in {BUNDLE}/rootfs/count {BUNDLE}/rootfs/ticks; do [ ! -e $f ] || fallocate -n -o $(stat -c %s $f) -l 1M $f; done\n"
+    script = f"for f in {case.world.files}/count {case.world.files}/ticks; do [ ! -e $f ] || fallocate -n -o $(stat -c %s $f) -l 1M $f; done\n"
     script += """for d in /var/lib /run; do
         fallocate -l $(df --output=avail -B1 $d | tail -n 1) $d/filler
         cat /dev/zero >>$d/filler 2>/dev/null
@@ -173,7 +173,7 @@ def run(case: Case, fault: Callable[[Case, Stopped], None], after_s: float | Non
     """
     world, reboots = case.world, "reboots" in fault.__name__
     # It is read when it has been deleted, too. But a busy file system cannot be unplugged.
-    with contextlib.nullcontext() if reboots else world.bed.path(case.source, f"{BUNDLE}/rootfs/ticks").open("rb") as ticks:
+    with contextlib.nullcontext() if reboots else world.bed.path(case.source, f"{world.files}/ticks").open("rb") as ticks:
         return _strike(case, fault, ticks, after_s)
 
 

@@ -3,7 +3,8 @@
 The entries are those that a real move passes, read from one; nothing here lists them. FERRY_FAULTS names the classes to run (all, or
 a comma-separated list); without it one class is run, which one goes round with the number of commits, and on a machine that is
 short of time ($FERRY_SHARE) half of its places: those up to the middle of a move or those from there on. With +pre-copy behind its
-name the memory is sent while the container runs, with +network it has a network of its own that moves along.
+name the memory is sent while the container runs, with +network it has a network of its own that moves along, with +overlay its
+root is an overlay.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from runtime.memory.tracker import supported
-from tests.fault.oracle import NETWORK, PRE_COPY, World, other
+from tests.fault.oracle import NETWORK, OVERLAY, PRE_COPY, World, other
 from tests.fault.strike import CLASSES, Case, reached, run
 from tests.helpers.bed import commits
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.ferry, pytest.mark.timeout(7200)]
 
 
 def _every() -> list[str]:
-    ways = ["", f"+{NETWORK}", *([f"+{PRE_COPY}"] if supported() else [])]
+    ways = ["", f"+{NETWORK}", *([f"+{PRE_COPY}"] if supported() else []), f"+{OVERLAY}"]
     return [name + way for name in CLASSES for way in ways]
 
 
