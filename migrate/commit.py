@@ -40,13 +40,15 @@ def commit(
     timeline: Timeline,
     on_asked: Callable[[], None],
     on_released: Callable[[], None],
+    on_served: Callable[[], None],
     later: bool = False,
 ) -> dict[str, Any]:
     """Decide, release, kill; the last when all memory is there, if some of it comes `later`.
 
     Returns CRIU's statistics of the dump, how many frames that came meanwhile were handed on, and how much memory came later.
 
-    `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs.
+    `on_asked` is called when the decision is about to be asked for, `on_released` when the target runs, `on_served` when the
+    memory that comes later is there.
 
     Raises: MigrateError; after `on_asked` what was done is not known.
     """
@@ -60,14 +62,15 @@ def commit(
     with timeline.span("release, on disk; it runs", "target"):
         handed_on = _count(target.call("release", frames=kept["frames"]))
     on_released()
-    log.append(Phase.COMMIT, "released", sync=True)
+    log.append(Phase.COMMIT, "released", sync=True, **({"later": True} if later else {}))
     if kept["kept"] is True:
         with timeline.span("hand on what came for it", "source"), contextlib.suppress(MigrateError):
             handed_on += _hand_on(source, target)
     if later:
         with timeline.span("send the rest of the memory", "source"):
             rest = source.call("served")
-        log.append(Phase.COMMIT, "served")
+        on_served()
+        log.append(Phase.COMMIT, "served", sync=True)
     source.call("kill")
     return {"dump_stats": source.call("killed")["stats"], "frames": handed_on, **({"later": rest} if later else {})}
 

@@ -200,7 +200,7 @@ class _Move:
         )
         self._begun: list[steps.Step] = []
         self._frozen_at: float | None = None
-        self._asked = self._interrupted = False
+        self._asked = self._interrupted = self._served = False
 
     def run(self) -> None:
         try:
@@ -272,6 +272,7 @@ class _Move:
                 self._timeline,
                 self._on_asked,
                 self._on_released,
+                self._on_served,
                 self._context.later,
             )
         self._end(Phase.COMMIT, started, details)
@@ -286,6 +287,9 @@ class _Move:
         assert self._frozen_at is not None
         self._report.downtime_ms = (time.monotonic() - self._frozen_at) * 1000
         self._report.outcome = Outcome.COMPLETED
+
+    def _on_served(self) -> None:
+        self._served = True
 
     def _finish(self) -> None:
         started = self._begin(Phase.FINISH)
@@ -363,7 +367,8 @@ class _Move:
     def _resolve(self) -> None:
         """Find out what became of it, and bring it to its end."""
         report = self._report
-        released = report.outcome == Outcome.COMPLETED
+        # Without all of its memory it may have been killed since.
+        released = report.outcome == Outcome.COMPLETED and (self._served or not self._context.later)
         self._survey.close()
         resolver = Resolver(
             migration_id=self._plan.migration_id,

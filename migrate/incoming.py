@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,17 +20,26 @@ from migrate.rootfs import DIRECTORY, open_regular, opened_parent
 from migrate.wire import PIECE_BYTES, Wire
 from migrate.wire_pb2 import Entry, Segment
 
+_KEEP_SIZE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+
 
 class TreeReceiver:
     """Writes entries below one directory; whoever sends them cannot reach anything else.
 
     With `flat` it takes regular files directly in the directory only, as the images of a checkpoint are: others write there, too.
+    With `alone` it takes a file of that name and nothing else. `reserve_bytes` are kept free for each file before it comes.
     """
 
-    def __init__(self, root: Path, flat: bool = False) -> None:
-        self._flat = flat
+    def __init__(self, root: Path, flat: bool = False, alone: bytes | None = None, reserve_bytes: int = 0) -> None:
+        self._flat, self._alone, self._reserve_bytes = flat, alone, reserve_bytes
         self._root_fd = os.open(root, DIRECTORY)
-        fcntl.flock(self._root_fd, fcntl.LOCK_SH)  # who wants it as it is now sees that it is still written to
+        try:
+            fcntl.flock(self._root_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who wants it as it is now sees that it is written to
+        except BlockingIOError as e:
+            os.close(self._root_fd)
+            raise ProtocolError(f"nothing is taken into {root} any more") from e
         self._buffer = memoryview(bytearray(PIECE_BYTES))
         self._unpacker = Unpacker()
         # Times and modes of directories are set at the end: writing into one changes them.
@@ -70,6 +80,8 @@ class TreeReceiver:
         self._directories.clear()
 
     def _take(self, entry: Entry, wire: Wire) -> None:
+        if self._alone is not None and entry.path != self._alone:
+            raise ProtocolError(f"the other side sent {os.fsdecode(entry.path)!r}, which nobody waits for")
         if entry.path == b".":
             if not stat.S_ISDIR(entry.mode):
                 raise ProtocolError("the other side sent a tree whose root is no directory")
@@ -127,6 +139,8 @@ class TreeReceiver:
     def _file(self, entry: Entry, parent: int, name: bytes, wire: Wire) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
+            if self._reserve_bytes and _libc.fallocate(fd, _KEEP_SIZE, 0, self._reserve_bytes):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             end = self._content(entry, fd, wire)
             os.ftruncate(fd, max(end, entry.size))
         finally:

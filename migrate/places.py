@@ -4,6 +4,7 @@
     images/                   the checkpoint
     data                      on the source: socket of a data connection that goes through the coordinator
     requests                  on the target: FIFO by which memory is asked for that comes after the restore
+    served                    on the target: all of that memory is there
     lanes                     on the target: socket for further data connections
     waiting, verdict          on the target: it is prepared, its coordinator is gone, and this is what became of it
     stop                      on the source: `migrate abort` was here
@@ -46,6 +47,11 @@ def images(migration_id: str) -> Path:
 def requests(migration_id: str) -> Path:
     """Return the FIFO by which a target asks for memory that comes after the restore."""
     return working(migration_id) / "requests"
+
+
+def served(migration_id: str) -> Path:
+    """Return what says on a target that all memory is there which comes after the restore."""
+    return working(migration_id) / "served"
 
 
 def lock(container: str) -> Path:

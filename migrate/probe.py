@@ -24,6 +24,7 @@ from migrate.overlay import Overlay
 from migrate.volume import Policy, Volume
 from migrate.warm import available_bytes
 
+_LOOKS = 3
 _TOOLS_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _CONTROLLERS = {
     "cpu",
@@ -302,9 +303,14 @@ def _network(config: dict[str, Any], init_pid: int) -> Network | None:
     if name is None:
         return None
     found = netns.describe(name, (config.get("linux") or {}).get("sysctl") or {})
-    users = netns.users(name)
-    inside = {process.name for process in processes.family(init_pid)}  # after it, so that no child of it is taken for another's
-    return replace(found, sharers=tuple(u for u in users if u.split()[0] not in inside))
+    sharers: set[str] = set(netns.users(name))
+    for _ in range(_LOOKS):
+        # After it, so that no child of it is taken for another's; and again, for those that end before they are looked up.
+        inside = {process.name for process in processes.family(init_pid)}
+        sharers = {u for u in sharers if u.split()[0] not in inside} & set(netns.users(name))
+        if not sharers:
+            break
+    return replace(found, sharers=tuple(sorted(sharers)))
 
 
 def _moved_by(container: str) -> str:

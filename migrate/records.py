@@ -131,11 +131,12 @@ def left(directory: Path) -> Left:
         durable.COMMIT: Decision.COMMIT,
     }
     entries, _ = journal.read(directory / "journal")
-    marks = {(e["phase"], e["mark"]) for e in entries}
+    # While its memory follows, that it was released does not say that it lives: it may have been killed since.
+    marks = {(e["phase"], e["mark"]) for e in entries if not e.get("later")}
     rolled_back = any(e["mark"] == "ended" and e.get("outcome") == Outcome.ROLLED_BACK for e in entries)
     return Left(
         decisions.get(word, Decision.DAMAGED),
-        bool({("commit", "released"), ("recover", "released")} & marks),
+        bool({("commit", "released"), ("commit", "served"), ("recover", "released")} & marks),
         word == durable.REVOKED or rolled_back,
     )
 

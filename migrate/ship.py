@@ -106,6 +106,11 @@ class Shipper:
         for stream in (self._stream, *self._lanes):
             stream.close()
 
+    def break_off(self) -> None:
+        """End the connection, so that who waits for it does so no longer."""
+        if isinstance(self._stream, ProcessStream):
+            self._stream.process.kill()
+
     def _call(self, verb: str, arguments: dict[str, Any]) -> None:
         self._calls += 1
         send_call(self._wire, self._calls, verb, arguments)
@@ -244,16 +249,18 @@ class Shipper:
         wait_end: Callable[[float], int | None],
         on_bytes: Callable[[int], None],
         on_words: Callable[[list[str]], None] | None = None,
+        reserve_bytes: int = 0,
     ) -> Shipped:
         """Send what comes out of a pipe as one file.
 
         `wait_end` waits that many seconds, and returns how many bytes there are in all once that is known, or raises what went
-        wrong there; `on_bytes` is told how many went, `on_words` what the target asks for meanwhile.
+        wrong there; `on_bytes` is told how many went, `on_words` what the target asks for meanwhile, which
+        keeps so much space for it.
 
         Raises: TransferFailed when the pipe ends before, ConnectionLost.
         """
         started = time.monotonic()
-        self._call("receive_tree", {"root": target_root, **({"asks": True} if on_words else {})})
+        self._call("receive_tree", {"root": target_root, **({"asks": True, "reserve_bytes": reserve_bytes} if on_words else {})})
         watched = [fd, self._stream.fds[0]] if on_words else [fd]
         buffer = memoryview(bytearray(PIECE_BYTES))
         total: int | None = None

@@ -20,6 +20,7 @@ from migrate.transport.local import FdStream
 from migrate.transport.striped import Receiving
 
 ALLOWED = "receives"
+LATER = b"memory-later.img"  # as the runtime has it
 MOST_LANES = 7
 _LOOK_S, _CONNECT_S, _SILENT_S, _ASK_S = 1.0, 30.0, 60.0, 0.02
 _PIECE_BYTES = 1 << 18
@@ -95,16 +96,23 @@ class BulkSide(Side):
             raise ProtocolError("the further connections are not those that were announced")
         self.wire.stream = Receiving((first, *(lanes[n] for n in sorted(lanes))))
 
-    def receive_tree(self, root: str, asks: bool = False) -> dict[str, Any]:
-        """Take a tree into one of the directories that were prepared for it; with `asks` tell meanwhile what is to come first."""
+    def receive_tree(self, root: str, asks: bool = False, reserve_bytes: int = 0) -> dict[str, Any]:
+        """Take a tree into one of the directories that were prepared for it.
+
+        With `asks` it is the memory that comes after the restore: its space is taken at once, and what is to come first is told
+        meanwhile.
+        """
         taken, images = self._taken(self._attached), str(places.images(self._attached))
-        if root not in (*taken, images):
+        if root not in (*taken, images) or (asks and root != images):
             raise ProtocolError(f"{root!r} was not prepared for this move")
-        receiver = TreeReceiver(Path(root), flat=root == images)
+        receiver = TreeReceiver(Path(root), flat=root == images, alone=LATER if asks else None, reserve_bytes=reserve_bytes)
         try:
+            if root not in (*self._taken(self._attached), images):
+                raise ProtocolError(f"{root!r} is not taken any more")
             if asks:
                 with self._telling():
                     receiver.receive(self.wire)
+                places.served(self._attached).touch()
             else:
                 receiver.receive(self.wire)
         finally:
@@ -118,9 +126,9 @@ class BulkSide(Side):
         thread = threading.Thread(target=self._tell, args=(over,), daemon=True)
         thread.start()
         stream = self.wire.stream
-        patience = (stream.timeout_s, stream.patient) if isinstance(stream, FdStream) else None
-        if isinstance(stream, FdStream):
-            stream.timeout_s, stream.patient = _SILENT_S, None
+        assert isinstance(stream, FdStream | Receiving)
+        patience = (stream.timeout_s, stream.patient)
+        stream.timeout_s, stream.patient = _SILENT_S, None
         try:
             yield
         except BaseException:
@@ -132,8 +140,7 @@ class BulkSide(Side):
         finally:
             over.set()
             thread.join()
-            if isinstance(stream, FdStream) and patience is not None:
-                stream.timeout_s, stream.patient = patience
+            stream.timeout_s, stream.patient = patience
 
     def _tell(self, over: threading.Event) -> None:
         rest = b""

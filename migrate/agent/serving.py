@@ -9,7 +9,7 @@ from migrate.command import Held
 from migrate.errors import MigrateError, Stopped, TransferFailed
 from migrate.ship import Shipper
 
-_BEGIN_S = 30.0
+_BEGIN_S, _STOP_S = 30.0, 5.0
 NAME = "memory-later.img"  # as the runtime has it
 
 
@@ -20,8 +20,8 @@ class Serving:
     or `result` says why not.
     """
 
-    def __init__(self, shipper: Shipper, fd: int, images: str, held: Held) -> None:
-        self._held = held
+    def __init__(self, shipper: Shipper, fd: int, images: str, held: Held, expected_bytes: int) -> None:
+        self._held, self._shipper = held, shipper
         self._told: dict[str, Any] = {}
         self._error: BaseException | None = None
         self._stop, self._begun = threading.Event(), threading.Event()
@@ -29,7 +29,7 @@ class Serving:
 
         def run() -> None:
             try:
-                shipper.stream_memory(fd, images, NAME, self._whole, self._note, self._ask)
+                shipper.stream_memory(fd, images, NAME, self._whole, self._note, self._ask, expected_bytes)
             except (MigrateError, OSError) as e:
                 self._error = e
             self._begun.set()
@@ -38,9 +38,12 @@ class Serving:
         self._thread.start()
         self._begun.wait(_BEGIN_S)
 
-    def _whole(self, wait_s: float) -> int | None:
+    def _go_on(self) -> None:
         if self._stop.is_set():
             raise Stopped("the memory that was to be sent later is not needed")
+
+    def _whole(self, wait_s: float) -> int | None:
+        self._go_on()
         if not self._told and self._held.has_event(wait_s):
             self._told.update(self._held.event("served", 0))
             if self._told["error"]:
@@ -48,12 +51,13 @@ class Serving:
         return self._told.get("written_bytes")
 
     def _note(self, sent_bytes: int) -> None:
+        self._go_on()
         self.sent_bytes = sent_bytes
 
     def _ask(self, words: list[str]) -> None:
         self._begun.set()  # the other side takes it
-        for word in words:
-            self._held.say(word)
+        if words:
+            self._held.say("\n".join(words))
 
     def running(self, wait_s: float) -> bool:
         """Wait so long for its end; say whether it goes on."""
@@ -69,4 +73,18 @@ class Serving:
     def stop(self) -> None:
         """End it before its time. Idempotent."""
         self._stop.set()
-        self._thread.join()
+        if self.running(_STOP_S):
+            self._shipper.break_off()
+            self._thread.join()
+
+    def require_good(self) -> None:
+        """Raises: MigrateError when it is known that not all will be there."""
+        if self._error is not None:
+            self.result()
+        if not self._begun.is_set():
+            raise TransferFailed("the target does not take the rest of the memory")
+
+    @property
+    def is_through(self) -> bool:
+        """Say whether all of it is there."""
+        return not self._thread.is_alive() and self._error is None

@@ -25,6 +25,7 @@ from migrate.tree import Tree
 from migrate.warm import warm
 
 _HOLD_READY_S, _FROZEN_S, _DUMP_S, _TELL_S = 60.0, 30.0, 600.0, 0.2
+_PAGE_BYTES, _WITH_HEADS = 4096, 1.1
 # `migrate abort` has these refused. What undoes, and what follows the decision, is done.
 _STOPPABLE = {
     "listen_data", "open_data", "ship_layers", "ship_bundle", "follow", "send_memory", "throttle", "hold_checkpoint", "freeze",
@@ -39,6 +40,7 @@ class SourceSide(SourceData):
     _passes = 0
     _slowed = False
     _serving: Serving | None = None
+    _later_bytes = 0  # what it will send, about
 
     def before(self, verb: str) -> None:
         if verb in _STOPPABLE:
@@ -280,6 +282,7 @@ class SourceSide(SourceData):
             return memory.get("written_bytes")
 
         shipped = self._stream_memory(whole, 0)
+        self._later_bytes = int(memory["later_pages"] * _PAGE_BYTES * _WITH_HEADS)
         return {**shipped, **{k: memory[k] for k in ("pages", "late_pages", "later_pages")}}
 
     def serve(self) -> None:
@@ -288,7 +291,8 @@ class SourceSide(SourceData):
         if fd is None:
             raise ProtocolError("the memory is not followed")
         held.say("serve")
-        self._serving = Serving(shipper, fd, str(places.images(self._migration())), held)
+        self._serving = Serving(shipper, fd, str(places.images(self._migration())), held, self._later_bytes)
+        self._serving.require_good()
 
     def served(self) -> dict[str, Any]:
         """Wait until all of it is there. Raises: MigrateError when it never will be."""
@@ -310,6 +314,8 @@ class SourceSide(SourceData):
         Returns what `frames` does.
         """
         migration = self._migration()
+        if self._serving is not None:
+            self._serving.require_good()
         self._decided = True
         durable.write(places.decision(migration), durable.COMMIT)
         self._silence()
@@ -321,7 +327,9 @@ class SourceSide(SourceData):
         self._decided = False
 
     def kill(self) -> None:
-        """Let CRIU kill the dumped container."""
+        """Let CRIU kill the dumped container. Raises: ProtocolError while its memory is not all on the target."""
+        if self._serving is not None and not self._serving.is_through:
+            raise ProtocolError("the target has not all of its memory")
         self._hold().say("commit")
 
     def abort(self) -> None:

@@ -246,6 +246,11 @@ class TargetSide(TargetLayers):
             select.select([self._drain_fd], [], [])
         self._close_drain()
 
+    def _lacks_memory(self) -> bool:
+        """Say whether memory that was to come after the restore has not come."""
+        migration = self._migration()
+        return (places.images(migration) / LATER).exists() and not places.served(migration).exists()
+
     def _close_drain(self) -> None:
         if self._drain_fd is not None:
             os.close(self._drain_fd)
@@ -440,8 +445,12 @@ class TargetSide(TargetLayers):
                 f"and {places.released(migration)} says {word!r}",
                 hint=f"runtime state {self._container} shows what is here",
             )
-        if found == Target.ENDED and "ferry.failure" in (state or {}).get("annotations", {}):
-            found = Target.CRASHED  # it did not end: it was killed, since its memory could not be completed
+        released = word not in (None, durable.UNDECIDED)
+        if "ferry.failure" in (state or {}).get("annotations", {}):
+            # It is killed, or is dying yet, since its memory could not be completed.
+            found = Target.CRASHED if released else Target.ABSENT
+        elif not released and self._lacks_memory():
+            found = Target.ABSENT  # nobody has the rest of its memory any more: it will never run
         if found == Target.RUNNING:
             self._released = True
             self._ran(places.released(migration))  # also when it was somebody else who let it

@@ -9,7 +9,7 @@ What comes back comes over connection 0 as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from migrate.transport.local import FdStream
 from migrate.wire import PIECE_BYTES
@@ -27,6 +27,24 @@ class _Striped:
         """Return whose turn it is, and for how many bytes."""
         lane = self._lanes[self._position // STRIPE_BYTES % len(self._lanes)]
         return lane, STRIPE_BYTES - self._position % STRIPE_BYTES
+
+    @property
+    def timeout_s(self) -> float | None:
+        return self._lanes[0].timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, timeout_s: float | None) -> None:
+        for lane in self._lanes:
+            lane.timeout_s = timeout_s
+
+    @property
+    def patient(self) -> Callable[[], bool] | None:
+        return self._lanes[0].patient
+
+    @patient.setter
+    def patient(self, patient: Callable[[], bool] | None) -> None:
+        for lane in self._lanes:
+            lane.patient = patient
 
     def close(self) -> None:
         """Close all of them: the other side finds the end of each. Idempotent."""

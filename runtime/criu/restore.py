@@ -39,6 +39,8 @@ from runtime.process.create import open_namespaces
 from runtime.spec.state import State
 from runtime.values import replace
 
+_DYING_S = 10.0
+
 
 def restore(
     store: Store,
@@ -236,6 +238,9 @@ def _lazy_pages(
         manager.signal_all(signal.SIGKILL)
         with contextlib.suppress(ContainerError):
             manager.thaw()
+        deadline = time.monotonic() + _DYING_S
+        while manager.pids() and time.monotonic() < deadline:
+            time.sleep(0.01)  # who waits for our end finds it dead
 
     def drained() -> None:
         if wipe:

@@ -110,6 +110,10 @@ class _Process:
     def forked(self, fd: int) -> _Process:
         return _Process(fd, self.number, self.here.copy(), self.later.copy(), self.has_moved)
 
+    def lacks(self, start: int, end: int) -> list[Piece]:
+        """Return what comes later of what was at a range when it was dumped."""
+        return self.later.of_content(start, end) if self.has_moved else self.later.within(start, end)
+
     def drop(self, start: int, end: int) -> None:
         for pieces in (self.here, self.later):
             pieces.drop(start, end)
@@ -145,7 +149,7 @@ class Filler:
         """
         self._client, _ = self._listener.accept()
         self._poll.register(self._client, select.POLLIN)
-        if self._later is not None:
+        if self._later is not None and self._later.fd >= 0:
             self._poll.register(self._later.fd, 0)  # that its other end was closed is told all the same
         while not self._finished or self._processes:
             # While somebody waits, or tells something, nothing else is done.
@@ -156,8 +160,10 @@ class Filler:
                     self._hear()
                 elif fd in self._processes:
                     self._attend(self._processes[fd])
-                else:
-                    raise ContainerError("the host that has the rest of the memory is gone")
+                elif self._later is not None:
+                    self._arrived += self._later.take()
+                    if not self._later.through:
+                        raise ContainerError("the host that has the rest of the memory is gone")
             for process in self._waiting():
                 self._serve(process)
             if self._later is not None:
@@ -275,16 +281,25 @@ class Filler:
         if not self._finished:
             return  # what is not mapped yet could not be told from what is mapped no more
         for number, start, end, at in self._arrived:
-            for process in [p for p in self._processes.values() if p.number == number]:
-                self._put(process, start, end, later.content(at, end - start))
+            content = later.content(at, end - start)
+            # One that forks meanwhile leaves a child that lacks it, too.
+            while lacking := [p for p in self._processes.values() if p.number == number and p.lacks(start, end)]:
+                for process in lacking:
+                    self._put(process, start, end, content)
         self._arrived.clear()
-        if later.through and any(p.later for p in self._processes.values()):
+        if not later.through:
+            return
+        if any(p.later for p in self._processes.values()):
             raise ContainerError("the memory that came later is not all that there was", hint="the images are not whole")
+        # Nobody is needed any more: what is here is filled in also when the other host goes.
+        if later.fd >= 0:
+            self._poll.unregister(later.fd)
+            later.enough()
 
     def _put(self, process: _Process, start: int, end: int, content: int) -> None:
         """Fill what was at a range, wherever a process has it by now."""
         while process.fd in self._processes:
-            pieces = process.later.of_content(start, end) if process.has_moved else process.later.within(start, end)
+            pieces = process.lacks(start, end)
             if not pieces:
                 return
             first, last, origin = pieces[0]

@@ -88,14 +88,24 @@ class Server:
 
     def go_on(self) -> None:
         """Send the next of what is left. Raises: ContainerError; OSError."""
-        number, (_, runs) = next(iter(self._left.items()))
-        self._send(number, 0, runs[0][0], min(runs[0][1], runs[0][0] + _CHUNK_BYTES))
+        number, (pid, runs) = next(iter(self._left.items()))
+        batch: list[Span] = []
+        room = _CHUNK_BYTES
+        while room and len(batch) < len(runs):
+            start, end = runs[len(batch)]
+            batch.append((start, min(end, start + room)))
+            room -= batch[-1][1] - start
+        last = (batch[-1][1], runs[len(batch) - 1][1])
+        runs[: len(batch)] = [last] if last[0] < last[1] else []
+        self._write(number, pid, batch)
 
     def end(self) -> Sent:
         """Say that it is over; return what was sent. Raises: OSError."""
         return self._sender.end()
 
     def _send_around(self, number: int, address: int) -> None:
+        if address % PAGE_BYTES:
+            raise ValueError("no page begins there")
         _, runs = self._left.get(number, (0, []))
         at = bisect_right(runs, (address, 1 << 64)) - 1
         if at >= 0 and runs[at][0] <= address < runs[at][1]:  # otherwise it is on its way
@@ -106,9 +116,12 @@ class Server:
         pid, runs = self._left[number]
         before, after = (runs[at][0], start), (end, runs[at][1])
         runs[at : at + 1] = [run for run in (before, after) if run[0] < run[1]]
-        if not runs:
+        self._write(number, pid, [(start, end)])
+
+    def _write(self, number: int, pid: int, batch: list[Span]) -> None:
+        if not self._left[number][1]:
             del self._left[number]
-        if self._sender.send(pid, number, [(start, end)]):
+        if self._sender.send(pid, number, batch):
             raise ContainerError(f"memory of process {number} cannot be read")
         self._sent_bytes = self._sender.written_bytes
 
@@ -125,10 +138,19 @@ class Arrivals:
         self._at = self._told = 0
         self._buffer = ctypes.create_string_buffer(MAX_PAGES * PAGE_BYTES)
         self.through = False
+        self.fd = -1
         try:
             self.fd = os.open(requests, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as e:
-            raise ContainerError(f"nobody can be asked for memory by {requests}: {e.strerror}") from e
+            if not self._is_whole():
+                raise ContainerError(f"nobody can be asked for memory by {requests}: {e.strerror}") from e
+
+    def _is_whole(self) -> bool:
+        """Say whether all of it is here already."""
+        with contextlib.suppress(OSError, ValueError), self._path.open("rb") as content:
+            content.seek(-PAGE_BYTES, os.SEEK_END)
+            return not parse(content.read(PAGE_BYTES))
+        return False
 
     def of(self, number: int) -> list[Span]:
         """Return which pages of a process come later."""
@@ -143,9 +165,10 @@ class Arrivals:
         return self._say(f"page {number} {address:x}")
 
     def enough(self) -> None:
-        """Say that nothing more is needed. Idempotent."""
+        """Say that nothing more is needed, to whoever is there still. Idempotent."""
         if self.fd >= 0:
-            self._say("enough")
+            with contextlib.suppress(ContainerError):
+                self._say("enough")
             os.close(self.fd)
             self.fd = -1
         if self._file >= 0:
@@ -153,6 +176,8 @@ class Arrivals:
             self._file = -1
 
     def _say(self, word: str) -> bool:
+        if self.fd < 0:
+            return True
         try:
             return os.write(self.fd, f"{word}\n".encode()) > 0
         except BlockingIOError:
@@ -184,7 +209,7 @@ class Arrivals:
             for region in regions:
                 yield region.pid, region.start, region.end, self._at
                 self._at += region.pages * PAGE_BYTES
-        if self._at > self._told and self._say(f"ack {self._at}"):
+        if self._at > self._told and not self.through and self._say(f"ack {self._at}"):
             self._told = self._at
 
     def content(self, at: int, length: int) -> int:

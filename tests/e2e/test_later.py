@@ -117,3 +117,23 @@ def test_the_source_is_gone_before_all_of_it_is_there(writing: Bed) -> None:
     assert done.returncode == 0, done.stderr
     goes_on(bed, "host1")
     assert bed.status("host2", NAME) is None
+
+
+def test_the_target_is_out_of_reach_before_all_of_it_is_there(writing: Bed) -> None:
+    """Nobody knows then whether the copy lives: the source's is never given up for it."""
+    bed = writing
+    env = ("FERRY_DEAD_AFTER_S=4",)
+    move = Stopped(bed, "host1", "commit.released:after", "migrate", "move", "--json", *LAZY, NAME, "host2", env=env)
+    bed.cut("host2")
+    status, out, _ = move.go_on(300)
+    assert status == 5, out
+    assert bed.status("host1", NAME) == "paused"
+    bed.mend("host2")
+    wait_for(lambda: bed.status("host2", NAME) in ("stopped", None), "the end of the copy", 180)
+
+    def is_over() -> bool:
+        return bed.run("host1", "migrate", "recover", "--run-on", "source", json.loads(out)["migration_id"]).returncode == 0
+
+    wait_for(is_over, "its end", 180)
+    goes_on(bed, "host1")
+    assert bed.status("host2", NAME) is None

@@ -16,7 +16,7 @@ from runtime.memory import records
 from runtime.memory.later import PAGES_FILE
 from tests.helpers.bundle import BundleMaker
 from tests.helpers.following import Following
-from tests.helpers.memory import Memory, following
+from tests.helpers.memory import Memory, following, system
 from tests.helpers.oci import Oci, wait_for
 from tests.integration.test_memory import Shifting
 
@@ -132,6 +132,50 @@ def test_mappings_that_change_meanwhile(oci: Oci, bundles: BundleMaker, tmp_path
     shifting.ask()
     split.end()
     shifting.ask()
+
+
+# Its parent writes, and children that are forked all the time see what it had at that moment.
+_FORKING = """
+import os
+m = bytearray(b'%04d' % 1 * 1024 * 256 * 24)
+n = 1
+while True:
+    if os.path.exists('/go'):
+        n += 1
+        child = os.fork()
+        if child == 0:
+            wrong = sum(m[i:i + 4] != m[0:4] for i in range(0, len(m), 4096))
+            os._exit(1 if wrong else 0)
+        if os.waitpid(child, 0)[1]: open('/wrong', 'w')
+        for i in range(0, len(m), 4096): m[i:i + 4] = b'%04d' % (n % 10000)
+    with open('/round.new', 'w') as f: f.write(str(n))
+    os.rename('/round.new', '/round')
+"""
+
+
+def test_children_that_are_forked_meanwhile(oci: Oci, bundles: BundleMaker, tmp_path: Path) -> None:
+    bundle = bundles("/usr/bin/python3", "-c", _FORKING, change=system)
+    oci.detached(bundle, "c")
+    wait_for((bundle / "rootfs/round").exists, "the first round", 60)
+    split = Split(oci, bundle, tmp_path, passes=0)
+    split.freeze()
+    (bundle / "rootfs/go").touch()
+    split.restore()
+    wait_for(lambda: int((bundle / "rootfs/round").read_text() or 0) > 3, "its rounds", 60)
+    split.end()
+    assert not (bundle / "rootfs/wrong").exists()
+
+
+def test_what_is_here_is_filled_in_without_the_other(oci: Oci, memory: Memory, tmp_path: Path) -> None:
+    """When all of the rest has come, nobody is needed any more."""
+    split = Split(oci, memory.bundle, tmp_path)
+    memory.ask()
+    split.freeze()
+    split.restore()
+    assert split.following.event()["error"] == ""
+    split.cut()
+    memory.ask()
+    assert json.loads(split.drained.read())["later_pages"] > 0
 
 
 def test_the_one_that_has_the_rest_goes(oci: Oci, memory: Memory, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_what_is_asked_for_comes_first_and_nothing_twice(memory: int, tmp_path: 
 def test_words_that_are_none(memory: int, tmp_path: Path) -> None:
     with (tmp_path / "content").open("wb", buffering=0) as f:
         server = Server(f.fileno(), {3: (os.getpid(), [(memory, memory + PAGE_BYTES)])})
-        for word in ("page", "page 3", "page x 1", "ack", "ack 1 2", "pages 3 1", "go"):
+        for word in ("page", "page 3", "page x 1", "page 3 1001", "ack", "ack 1 2", "pages 3 1", "go"):
             with pytest.raises(ContainerError, match="says nothing of memory"):
                 server.hear(word)
         server.hear("enough")
@@ -89,5 +89,5 @@ def test_what_has_come_so_far(memory: int, tmp_path: Path) -> None:
     assert list(arrivals.take()) == [(3, 0, 2 * PAGE_BYTES, PAGE_BYTES)] and arrivals.through
     assert ctypes.string_at(arrivals.content(2 * PAGE_BYTES, PAGE_BYTES), 2) == b"bb"
     arrivals.enough()
-    assert os.read(asked, 1000).split(b"\n") == [b"page 3 1000", b"ack %d" % len(whole), b"enough", b""]
+    assert os.read(asked, 1000).split(b"\n") == [b"page 3 1000", b"enough", b""]
     os.close(asked)
