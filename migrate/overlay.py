@@ -68,7 +68,9 @@ class Overlay:
                 single[key] = _name(value)
             elif option not in _OF_THE_MOUNT:
                 kept[key] = value
-        told = {**({} if "userxattr" in kept else usual), **kept}
+        # With attributes of users the kernel refuses to be told these two.
+        untold = {"redirect_dir", "metacopy"} if "userxattr" in kept else set()
+        told = {**{k: v for k, v in usual.items() if k not in untold}, **kept}
         options_of = tuple(sorted(f"{key}={value}" if value else key for key, value in told.items()))
         unsupported += [f"the option {option}" for option in options_of if option not in _KEPT]
         kept_options = tuple(option for option in options_of if option in _KEPT)

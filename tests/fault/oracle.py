@@ -117,6 +117,7 @@ class World:
             mount = f"mount -t overlay -o lowerdir={LAYERS}/base,upperdir={BUNDLE}.overlay/upper,workdir={BUNDLE}.overlay/work"
             make = f"mkdir -p {LAYERS} {BUNDLE}.overlay/upper {BUNDLE}.overlay/work; mv {BUNDLE}/rootfs {LAYERS}/base; mkdir {BUNDLE}/rootfs"
             self.bed.ok("host1", "sh", "-ec", f"{make}; {mount} overlay {BUNDLE}/rootfs")
+        self.bed.ok("host1", "sync")  # what it begins with is not lost when its host goes down
         self.bed.start("host1", BUNDLE, NAME)
         self.at = "host1"
         self.counts()
