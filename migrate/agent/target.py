@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,27 +22,23 @@ from migrate import backlog, command, durable, locks, netns, places, records
 from migrate.agent.bulk import ALLOWED
 from migrate.agent.made import Made
 from migrate.agent.side import checked_flags, network_of, wipe
-from migrate.agent.target_layers import TargetLayers
+from migrate.agent.target_memory import TargetMemory
 from migrate.errors import Locked, MigrateError, NetworkFailed, ProtocolError, RuntimeFailed, TransferFailed
 from migrate.recover import Target, on_target
 from migrate.warm import warm
 
 _HOLD_READY_S, _RESTORE_S, _RELEASE_S, _VERDICT_S, _HEARD_S = 60.0, 600.0, 60.0, 120.0, 30.0
 _LOOK_S = 0.05
-_DRAIN_S = 60.0  # for how long a move waits for memory that is being filled in
-LATER = "memory-later.json"  # of the images, as the runtime has it: which pages come after the restore
 _SEEN_S = 5.0  # what a file system that hosts share may take to show it
 
 
-class TargetSide(TargetLayers):
+class TargetSide(TargetMemory):
     _bundle = ""
     _made: tuple[Made, ...] = ()
     _network_inode: int | None = None
     _prepared = False
-    _released = False
     _confirmed = False
     _taken_over = False
-    _drain_fd: int | None = None  # where the runtime tells that all memory is there
     _waiting = ""  # the move of another agent here that waits for a verdict
 
     def prepare(
@@ -219,42 +214,6 @@ class TargetSide(TargetLayers):
             # Who held it ended after it had let go.
         self._ran(word)
         return {"frames": given}
-
-    def drained(self) -> dict[str, Any]:
-        """Wait until the container has all of the memory that was sent before, and say how that went; {} where it had it at once.
-
-        "filling" says that it takes longer than one waits for, "failed" that it was killed for it, and why.
-        """
-        if not self._released:
-            raise ProtocolError("the container was not released here")
-        if self._drain_fd is None:
-            return {}
-        try:
-            if not select.select([self._drain_fd], [], [], _DRAIN_S)[0]:
-                return {"filling": True}
-            if line := os.read(self._drain_fd, 1 << 16):
-                told: dict[str, Any] = json.loads(line)
-                return told
-        finally:
-            self._close_drain()
-        failure = (command.state(self._container) or {}).get("annotations", {}).get("ferry.failure")
-        return {"failed": failure} if failure else {}
-
-    def _see_filled(self) -> None:
-        """Stay until the container has the memory that comes after its restore, or never will: it comes by what is here."""
-        if self._drain_fd is not None and (places.images(self._migration()) / LATER).exists():
-            select.select([self._drain_fd], [], [])
-        self._close_drain()
-
-    def _lacks_memory(self) -> bool:
-        """Say whether memory that was to come after the restore has not come."""
-        migration = self._migration()
-        return (places.images(migration) / LATER).exists() and not places.served(migration).exists()
-
-    def _close_drain(self) -> None:
-        if self._drain_fd is not None:
-            os.close(self._drain_fd)
-            self._drain_fd = None
 
     def deliver(self, frames: Any) -> dict[str, Any]:
         """Give the container, which runs here, what has come for it on the source. Returns how many frames it was given."""
