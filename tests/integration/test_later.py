@@ -33,7 +33,7 @@ class Split:
         for _ in range(passes):
             self.following.say("pass", "passed")
         self.asked, self._passes = 0, passes
-        self._cut = threading.Event()
+        self._cut, self._acks = threading.Event(), threading.Event()
 
     def freeze(self) -> int:
         """Return how many pages come later."""
@@ -47,11 +47,13 @@ class Split:
         return int(held["memory"]["later_pages"])
 
     def restore(self, acks: bool = True) -> None:
-        """Restore the copy, to which its memory comes meanwhile; without `acks` what is asked for, and little more."""
+        """Restore the copy, to which its memory comes meanwhile; without `acks` what is asked for, and little more until `go_on`."""
         requests = self.place / "requests"
         os.mkfifo(requests)
         self._requests = os.open(requests, os.O_RDONLY | os.O_NONBLOCK)
-        self._carrier = threading.Thread(target=self._carry, args=(acks,), daemon=True)
+        self._carrier = threading.Thread(target=self._carry, daemon=True)
+        if acks:
+            self.go_on()
         self._carrier.start()
         self.following.say("serve")
         ours, theirs = os.pipe()
@@ -64,17 +66,27 @@ class Split:
         self.drained = os.fdopen(ours, "rb")
         self.oci.at_end.append(self.drained.close)
 
-    def _carry(self, acks: bool) -> None:
+    def go_on(self) -> None:
+        """Have all the rest sent, too."""
+        self._acks.set()
+
+    def _carry(self) -> None:
         """Carry what is asked for to where the memory is, until it is cut or nobody asks any more."""
-        begun = False
+        begun, kept = False, ""
         while not self._cut.is_set():
+            if kept and self._acks.is_set():
+                self.following.say(kept)
+                kept = ""
             if not select.select([self._requests], [], [], 0.01)[0]:
                 continue
             data = os.read(self._requests, 1 << 16)  # whole lines, since one that asks writes them at once
             if not data and begun:
                 break
             begun = begun or bool(data)
-            words = [w for w in data.decode().splitlines() if acks or not w.startswith("ack")]
+            words = data.decode().splitlines()
+            if not self._acks.is_set():
+                kept = next((w for w in reversed(words) if w.startswith("ack")), kept)
+                words = [w for w in words if not w.startswith("ack")]
             self.asked += sum(w.startswith("page") for w in words)
             for word in words:
                 self.following.say(word)
@@ -105,10 +117,12 @@ def test_it_runs_before_its_memory_is_there(oci: Oci, memory: Memory, tmp_path: 
     split = Split(oci, memory.bundle, tmp_path, passes=0)
     later = split.freeze()
     assert later > 16 * 256
-    split.restore()
+    split.restore(acks=False)
     memory.ask()
+    assert split.asked > 0
+    split.go_on()
     told = split.end()
-    assert told["later_pages"] == later and told["waited_for"] > 0 and split.asked > 0
+    assert told["later_pages"] == later and told["waited_for"] > 0
     memory.ask()
 
 
