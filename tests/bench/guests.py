@@ -45,14 +45,15 @@ while True:
     f.write('%.4f\\n' % time.time())
     time.sleep(0.01)
 """
+THERE = "ssh -o BatchMode=yes node2"
 SHIP = "tar -C /run -cf - ck/$i | ssh -o BatchMode=yes node2 'mkdir -p /run/ck && tar -C /run -xf -'"
 LAST = f"""
 rsync -aHAXS --numeric-ids --delete {BUNDLE}/ node2:{BUNDLE}/
 {SHIP}
-ssh -o BatchMode=yes node2 "cd {BUNDLE} && runc restore -d --image-path /run/ck/$i {NAME} </dev/null >/dev/null 2>&1"
+{THERE} "cd {BUNDLE} && runc restore -d --image-path /run/ck/$i {NAME} </dev/null >/dev/null 2>&1"
 rm -rf {BUNDLE}
 """
-BEGIN = f"set -e; rm -rf /run/ck; mkdir -p /run/ck; rsync -aHAXS --numeric-ids {BUNDLE}/ node2:{BUNDLE}/"
+BEGIN = f"set -e; rm -rf /run/ck; mkdir -p /run/ck; {THERE} 'rm -rf /run/ck; mkdir -p {BUNDLE}'; rsync -aHAXS --numeric-ids {BUNDLE}/ node2:{BUNDLE}/"
 SCRIPT = f"{BEGIN}; i=last; runc checkpoint --image-path /run/ck/last {NAME}{LAST}"
 LOOP = f"""{BEGIN}
 i=0 before= parent=
@@ -98,7 +99,9 @@ def measure(vms: Vms, tool: str, mib: int, rate: int) -> tuple[float, float]:
     if tool == "ferry":
         vms.ok("node1", "migrate", "move", "--pre-copy", "always", "--progress", "none", NAME, "node2")
     else:
-        print("#", vms.run("node1", "bash", "-c", LOOP if tool == "loop" else SCRIPT).stderr.strip(), file=sys.stderr)
+        done = vms.run("node1", "bash", "-c", LOOP if tool == "loop" else SCRIPT)
+        print("#", done.stderr.strip(), file=sys.stderr)
+        assert done.returncode == 0, f"{tool} failed"
     total = time.monotonic() - started
     time.sleep(5)
     stamps = [float(line) for line in vms.ok("node2", "cat", f"{BUNDLE}/rootfs/count").split()[:-1]]
