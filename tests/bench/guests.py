@@ -3,9 +3,9 @@
 A program with memory of its own, of which it writes so many pages a second, is moved by
 
 * `migrate move --pre-copy always`;
-* a loop of pre-dumps with runc and the stop rule of P.Haul: at most 8, an end when less than 64 pages were written, or when it was
+* a loop of pre-dumps by `runtime` with the stop rule of P.Haul: at most 8, an end when less than 64 pages were written, or when it was
   over a tenth more than the time before; images over ssh after each, then a last dump, and the restore there;
-* the same without a loop: checkpoint, images over ssh, restore.
+* the same with runc and without a loop: checkpoint, images over ssh, restore.
 
 The downtime is the longest pause between two time stamps that the program writes; the clocks of the guests are compared before. The
 guests are emulated, many times slower than a machine: only ratios say something.
@@ -47,18 +47,29 @@ while True:
 """
 THERE = "ssh -o BatchMode=yes node2"
 SHIP = "tar -C /run -cf - ck/$i | ssh -o BatchMode=yes node2 'mkdir -p /run/ck && tar -C /run -xf -'"
-LAST = f"""
-rsync -aHAXS --numeric-ids --delete {BUNDLE}/ node2:{BUNDLE}/
-{SHIP}
-{THERE} "cd {BUNDLE} && runc restore -d --image-path /run/ck/$i {NAME} </dev/null >/dev/null 2>&1"
-rm -rf {BUNDLE}
+LAST = """
+rsync -aHAXS --numeric-ids --delete BUNDLE/ node2:BUNDLE/
+SHIP
+THERE "cd BUNDLE && RUNTIME restore -d --image-path /run/ck/$i NAME </dev/null >/dev/null 2>&1"
+rm -rf BUNDLE
 """
+
+
+def last(runtime: str) -> str:
+    """Return the end of a script, from the images of the last dump on."""
+    words = {"BUNDLE": BUNDLE, "SHIP": SHIP, "THERE": THERE, "RUNTIME": runtime, "NAME": NAME}
+    text = LAST
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return text
+
+
 BEGIN = f"set -e; rm -rf /run/ck; mkdir -p /run/ck; {THERE} 'rm -rf /run/ck; mkdir -p {BUNDLE}'; rsync -aHAXS --numeric-ids {BUNDLE}/ node2:{BUNDLE}/"
-SCRIPT = f"{BEGIN}; i=last; runc checkpoint --image-path /run/ck/last {NAME}{LAST}"
+SCRIPT = f"{BEGIN}; i=last; runc checkpoint --image-path /run/ck/last {NAME}{last('runc')}"
 LOOP = f"""{BEGIN}
 i=0 before= parent=
 while :; do
-    runc checkpoint --pre-dump --image-path /run/ck/$i $parent {NAME}
+    runtime checkpoint --pre-dump --image-path /run/ck/$i $parent {NAME}
     written=$(( $(cat /run/ck/$i/pages-*.img | wc -c) / 4096 ))
     {SHIP}
     parent="--parent-path ../$i"
@@ -67,8 +78,8 @@ while :; do
 done
 echo "$((i + 1)) pre-dumps" >&2
 i=last
-runc checkpoint $parent --image-path /run/ck/last {NAME}
-{LAST}"""
+runtime checkpoint $parent --image-path /run/ck/last {NAME}
+{last("runtime")}"""
 
 
 def offset_s(vms: Vms) -> float:
@@ -89,7 +100,7 @@ def measure(vms: Vms, tool: str, mib: int, rate: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as directory:
         made = BundleMaker(Path(directory))("/usr/bin/python3", "-c", PROGRAM.format(mib=mib, rate=rate), change=memory.system)
         vms.put(made, "node1", BUNDLE)
-    if tool == "ferry":
+    if tool != "script":
         vms.detached("node1", "run", "--detach", "--bundle", BUNDLE, NAME)
     else:
         vms.shell("node1", f"cd {BUNDLE} && runc run -d {NAME} </dev/null >/dev/null 2>&1")
