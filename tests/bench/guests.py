@@ -124,7 +124,7 @@ def measure(vms: Vms, tool: str, mib: int, rate: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--mib", type=int, default=12, help="the guests' /run, where the images lie, is small")
     parser.add_argument("--rates", default="100,1000")
     arguments = parser.parse_args()
     vms = Vms("bench")
