@@ -28,6 +28,8 @@ from migrate.errors import ProtocolError
 RUN = Path(os.environ.get("FERRY_RUN_DIR", "/run/ferry/migrate"))
 HISTORY = Path(os.environ.get("FERRY_HISTORY_DIR", "/var/lib/ferry/migrations"))
 LAYERS = Path(os.environ.get("FERRY_LAYERS_DIR", "/var/lib/ferry/layers"))
+# Of the images, as the runtime names them: the memory that comes after the restore, and which pages those are.
+LATER, LATER_PAGES = "memory-later.img", "memory-later.json"
 
 _ID = re.compile(r"[0-9a-z][0-9a-z-]{7,63}")
 _CONTAINER = re.compile(r"[A-Za-z0-9_+.-]{1,255}")

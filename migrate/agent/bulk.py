@@ -20,7 +20,6 @@ from migrate.transport.local import FdStream
 from migrate.transport.striped import Receiving
 
 ALLOWED = "receives"
-LATER = b"memory-later.img"  # as the runtime has it
 MOST_LANES = 7
 _LOOK_S, _CONNECT_S, _SILENT_S, _ASK_S = 1.0, 30.0, 60.0, 0.02
 _PIECE_BYTES = 1 << 18
@@ -105,7 +104,9 @@ class BulkSide(Side):
         taken, images = self._taken(self._attached), str(places.images(self._attached))
         if root not in (*taken, images) or (asks and root != images):
             raise ProtocolError(f"{root!r} was not prepared for this move")
-        receiver = TreeReceiver(Path(root), flat=root == images, alone=LATER if asks else None, reserve_bytes=reserve_bytes)
+        receiver = TreeReceiver(
+            Path(root), flat=root == images, alone=places.LATER.encode() if asks else None, reserve_bytes=reserve_bytes
+        )
         try:
             if root not in (*self._taken(self._attached), images):
                 raise ProtocolError(f"{root!r} is not taken any more")
@@ -129,22 +130,22 @@ class BulkSide(Side):
         assert isinstance(stream, FdStream | Receiving)
         patience = (stream.timeout_s, stream.patient)
         stream.timeout_s, stream.patient = _SILENT_S, None
+        is_whole = False
         try:
             yield
-        except BaseException:
-            over.set()
-            thread.join()
-            os.close(self._requests)
-            self._requests = -1
-            raise
+            is_whole = True
         finally:
             over.set()
             thread.join()
             stream.timeout_s, stream.patient = patience
+            if not is_whole:
+                os.close(self._requests)
+                self._requests = -1
 
     def _tell(self, over: threading.Event) -> None:
         rest = b""
-        self._on_event("words", words=[])  # it may begin
+        with contextlib.suppress(ConnectionLost):
+            self._on_event("words", words=[])  # it may begin
         while not over.is_set():
             if not select.select([self._requests], [], [], _ASK_S)[0]:
                 continue

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from migrate import places
 from migrate.command import Held
 from migrate.errors import MigrateError, Stopped, TransferFailed
 from migrate.ship import Shipper
 
 _BEGIN_S, _STOP_S = 30.0, 5.0
-NAME = "memory-later.img"  # as the runtime has it
 
 
 class Serving:
@@ -29,7 +29,7 @@ class Serving:
 
         def run() -> None:
             try:
-                shipper.stream_memory(fd, images, NAME, self._whole, self._note, self._ask, expected_bytes)
+                shipper.stream_memory(fd, images, places.LATER, self._whole, self._note, self._ask, expected_bytes)
             except (MigrateError, OSError) as e:
                 self._error = e
             self._begun.set()

@@ -12,7 +12,6 @@ from migrate.agent.target_layers import TargetLayers
 from migrate.errors import ProtocolError
 
 _DRAIN_S = 60.0  # for how long a move waits for memory that is being filled in
-LATER = "memory-later.json"  # of the images, as the runtime has it: which pages come after the restore
 
 
 class TargetMemory(TargetLayers):
@@ -41,14 +40,14 @@ class TargetMemory(TargetLayers):
 
     def _see_filled(self) -> None:
         """Stay until the container has the memory that comes after its restore, or never will: it comes by what is here."""
-        if self._drain_fd is not None and (places.images(self._migration()) / LATER).exists():
+        if self._drain_fd is not None and (places.images(self._migration()) / places.LATER_PAGES).exists():
             select.select([self._drain_fd], [], [])
         self._close_drain()
 
     def _lacks_memory(self) -> bool:
         """Say whether memory that was to come after the restore has not come."""
         migration = self._migration()
-        return (places.images(migration) / LATER).exists() and not places.served(migration).exists()
+        return (places.images(migration) / places.LATER_PAGES).exists() and not places.served(migration).exists()
 
     def _close_drain(self) -> None:
         if self._drain_fd is not None:

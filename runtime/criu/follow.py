@@ -66,9 +66,8 @@ class Follow:
         self._fd, self._pids = fd, pids
         self._tracker, self._shared, self._sender = Tracker(), Shared(), Sender(fd)
         self._child = self._result_fd = 0
-        self._later: dict[int, tuple[int, list[Span]]] | None = (
-            None  # by the number of a process; None: nothing is left for later
-        )
+        # By the number of a process; None: nothing is left for later.
+        self._later: dict[int, tuple[int, list[Span]]] | None = None
         self._began = self._scan_s = 0.0
 
     def close(self) -> None:

@@ -190,11 +190,13 @@ class Arrivals:
 
         Raises: ContainerError, OSError.
         """
-        if self._file < 0:
-            with contextlib.suppress(FileNotFoundError):
-                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        if self._file < 0 or self.through:
+        if self.through:
             return
+        if self._file < 0:
+            try:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
         there = os.fstat(self._file).st_size
         while there >= self._at + PAGE_BYTES:
             try:
