@@ -31,11 +31,11 @@ def family(init_pid: int) -> list[Path]:
     return found
 
 
-def written(init_pid: int) -> tuple[set[Inode], set[Inode]]:
+def written(members: list[Path]) -> tuple[set[Inode], set[Inode]]:
     """Return the files that a container's processes may write to: by a shared mapping, and by an open descriptor."""
     mapped: set[Inode] = set()
     opened: set[Inode] = set()
-    for process in family(init_pid):
+    for process in members:
         with contextlib.suppress(OSError):
             mapped |= _shared_mappings(process)
         with contextlib.suppress(OSError):
@@ -53,14 +53,14 @@ def _shared_mappings(process: Path) -> set[Inode]:
     return found
 
 
-def mapped_names(init_pid: int, device: int) -> set[bytes] | None:
+def mapped_names(members: list[Path], device: int) -> set[bytes] | None:
     """Return what of a file system a container's processes have mapped shared and writable: paths in it, without a /.
 
     None when that is not known of all of it: a name may be gone while the file has another one.
     """
     where = f"{os.major(device):02x}:{os.minor(device):02x}"
     found = set()
-    for process in family(init_pid):
+    for process in members:
         try:
             for place, permissions, on, inode, _ in _mappings(process):
                 if on == where and permissions[1] == "w" and permissions[3] == "s" and inode:

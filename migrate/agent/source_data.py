@@ -131,9 +131,10 @@ class SourceData(SourceNetwork):
 
     def _written(self) -> tuple[set[Inode], set[Inode]]:
         """Return the files that the container may have written to without anybody being told, and those that it has open."""
-        mapped, opened = processes.written(self._pid)
+        members = processes.family(self._pid)
+        mapped, opened = processes.written(members)
         if self._overlay is not None:
-            mapped |= source_layers.mapped(self._overlay, self._pid, self._trees[-1][0])
+            mapped |= source_layers.mapped(self._overlay, members, self._trees[-1][0])
         return mapped, opened
 
     def _removals(self) -> list[Callable[[], None]]:

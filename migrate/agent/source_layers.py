@@ -56,15 +56,14 @@ def trees(of: Overlay | None, bundle: str, volumes: tuple[str, ...]) -> tuple[tu
     return tuple(found)
 
 
-def mapped(of: Overlay, init_pid: int, tree: Tree) -> set[Inode]:
+def mapped(of: Overlay, members: list[Path], tree: Tree) -> set[Inode]:
     """Return the files of the upper layer that processes of the container have mapped shared and writable.
 
     The kernel tells of them as files of the overlay, whose numbers are other ones: they are found by their names.
     """
-    names = processes.mapped_names(init_pid, os.stat(of.root).st_dev)
-    any_file = {item.inode for item in tree.items.values() if item.is_file}
+    names = processes.mapped_names(members, os.stat(of.root).st_dev)
     if names is None:
-        return any_file
+        return _any_file(tree)
     found: set[Inode] = set()
     root_fd = os.open(of.upper, DIRECTORY)
     try:
@@ -73,12 +72,16 @@ def mapped(of: Overlay, init_pid: int, tree: Tree) -> set[Inode]:
                 with opened_parent(root_fd, name) as (parent, last):
                     st = os.stat(last, dir_fd=parent, follow_symlinks=False)
             except (OSError, ProtocolError):
-                return any_file  # it has another name, below a mount of a part of the root
+                return _any_file(tree)  # it has another name, below a mount of a part of the root
             if stat.S_ISREG(st.st_mode):
                 found.add((st.st_dev, st.st_ino))
     finally:
         os.close(root_fd)
     return found
+
+
+def _any_file(tree: Tree) -> set[Inode]:
+    return {item.inode for item in tree.items.values() if item.is_file}
 
 
 def remove_root(of: Overlay | None, bundle: str, remove: Callable[[str], None]) -> None:
