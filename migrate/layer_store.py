@@ -104,6 +104,12 @@ def use(directory: str, digests: tuple[str, ...]) -> None:
     sync_directory(places.LAYERS)
 
 
+def leave(directory: str) -> None:
+    """Note that a container that had its own layer in a directory has left. Idempotent. Raises: OSError."""
+    if not os.path.lexists(directory):
+        _note_of(directory).unlink(missing_ok=True)
+
+
 def _note_of(directory: str) -> Path:
     return places.LAYERS / f"{_USED}{hashlib.blake2b(directory.encode(), digest_size=10).hexdigest()}"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from migrate import layers, overlay, processes
+from migrate import layer_store, layers, overlay, processes
 from migrate.errors import MigrateError, ProtocolError, TransferFailed
 from migrate.manifest import Inode
 from migrate.overlay import Overlay
@@ -96,3 +96,4 @@ def remove_root(of: Overlay | None, bundle: str, remove: Callable[[str], None]) 
         remove(path)
     with contextlib.suppress(OSError):
         os.rmdir(overlay.beside(bundle))
+    layer_store.leave(overlay.beside(bundle))

@@ -123,6 +123,7 @@ def test_layers_are_sent_once(counting: Bed) -> None:
     bed.move("host2", NAME, "host1")
     counts(bed, "host1", "host2")
     assert look(bed, "host1") == before and stored(bed, "host1") == kept == stored(bed, "host2")
+    assert sorted(os.listdir(bed.path("host2", STORE))) == kept, "it is noted as a container's that has left"
 
     report = bed.move("host1", NAME, "host2", "--pre-copy", "never")
     assert next(f["words"] for f in report["findings"] if f["code"] == "overlay").endswith("host2 has 2, 0 are sent")
